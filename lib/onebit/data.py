@@ -1,0 +1,194 @@
+"""Data sets as uint8 tensors in memory: MNIST and its siblings through torchvision, `digits` through scikit-learn."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import paths
+from .errors import CorruptFile, DataUnavailable, unknown
+
+NAMES = ("mnist", "fashion_mnist", "kmnist", "digits")
+SPLITS = ("train", "test")
+TORCHVISION_CLASS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_BYTES = (47_040_016, 60_008, 7_840_016, 10_008)  # header + items; the same for the three MNIST-shaped sets
+MNIST_MD5 = (  # of the decompressed files, as published
+    "6bbc9ace898e44ae57da46a324031adb",
+    "a25bea736e30d166cdddb491f175f624",
+    "2646ac647ad5339dbf082846283269ea",
+    "27ae3e4e09519cfbb04c329615203637",
+)
+TRAIN_PER_CLASS = {  # training images of each class; known beforehand, so that a run can be planned without its data
+    "mnist": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+    "fashion_mnist": (6000,) * 10,
+    "kmnist": (6000,) * 10,
+    "digits": (143, 146, 142, 146, 144, 145, 144, 143, 141, 143),
+}
+DIGITS_TRAIN = 1_437  # the remaining 360 come last in the file; other writers wrote most of them
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of one data set.
+
+    Shapes    images (N, 1, H, W) uint8, labels (N,) int64.
+    Units     images: grey levels 0 (background) .. 255 (ink).
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def head(self, n: int) -> "Dataset":
+        """The first n images; all of them for n = 0."""
+        return replace(self, images=self.images[:n], labels=self.labels[:n]) if n else self
+
+
+def parse(name: str) -> tuple[str, tuple[int, ...]]:
+    """Split `mnist:01` into ("mnist", (0, 1)); without a colon all ten classes are meant.
+
+    Raises    ValueError for an unknown data set or a class list that is not distinct digits.
+    """
+    base, colon, subset = name.partition(":")
+    if base not in NAMES:
+        unknown("data set", base, NAMES)
+    if not colon:
+        return base, tuple(range(10))
+    if not subset or not subset.isdecimal() or len(set(subset)) != len(subset):
+        raise ValueError(f"unknown class subset {subset!r} in {name!r}; valid: distinct digits, as in '{base}:1', "
+                         f"'{base}:01', or no colon for all ten classes")
+    return base, tuple(sorted(int(c) for c in subset))
+
+
+def load(name: str, split: str = "train") -> Dataset:
+    """Load one split into memory, keeping only the classes named after a colon.
+
+    Looks in `data/`, then downloads (torchvision).  MNIST's decompressed files are checked against their published
+    MD5s at every load; Fashion-MNIST and KMNIST, whose archives torchvision checks, against their exact size.
+
+    Raises    ValueError for an unknown name, subset or split; CorruptFile for a damaged file;
+              DataUnavailable if the set is not there and cannot be downloaded.
+    """
+    base, classes = parse(name)
+    if split not in SPLITS:
+        unknown("split", split, SPLITS)
+    images, labels = _load_digits(split) if base == "digits" else _load_idx(base, split)
+    if len(classes) < 10:
+        keep = torch.isin(labels, torch.tensor(classes))
+        images, labels = images[keep], labels[keep]
+    return Dataset(name, split, images, labels)
+
+
+def image_shape(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images, without loading it."""
+    base, _ = parse(name)
+    return (1, 16, 16) if base == "digits" else (1, 28, 28)
+
+
+def train_size(name: str) -> int:
+    """Number of training images, without loading them."""
+    base, classes = parse(name)
+    return sum(TRAIN_PER_CLASS[base][c] for c in classes)
+
+
+def available(name: str) -> bool:
+    """Whether `load(name)` would succeed; tries the download if it has to."""
+    try:
+        base, _ = parse(name)
+        if base != "digits":
+            _ensure_files(base)
+    except DataUnavailable:
+        return False
+    return True
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 grey levels 0..255 to float32 in [-1, 1], the range the diffusion models see."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """The inverse of `normalize`, clamped to [-1, 1] first."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _load_digits(split: str) -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = torch.tensor(bunch.images, dtype=torch.float32)[:, None] * (255 / 16)  # (1797, 1, 8, 8)
+    images = F.interpolate(grey, size=(16, 16), mode="bilinear").round().to(torch.uint8)
+    labels = torch.tensor(bunch.target)
+    part = slice(None, DIGITS_TRAIN) if split == "train" else slice(DIGITS_TRAIN, None)
+    return images[part], labels[part]
+
+
+def _load_idx(base: str, split: str) -> tuple[Tensor, Tensor]:
+    import torchvision
+
+    _ensure_files(base)
+    _check_files(base)
+    dataset = getattr(torchvision.datasets, TORCHVISION_CLASS[base])(paths.DATA, train=split == "train")
+    return dataset.data[:, None].contiguous(), dataset.targets.long()
+
+
+def _raw(base: str) -> Path:
+    return paths.DATA / TORCHVISION_CLASS[base] / "raw"
+
+
+def _ensure_files(base: str) -> None:
+    """Unpack .gz files a user has put there; else download what is missing."""
+    raw = _raw(base)
+    for file in IDX_FILES:
+        if not (raw / file).exists() and (raw / f"{file}.gz").exists():
+            _gunzip(raw / f"{file}.gz", raw / file)
+    if not all((raw / file).exists() for file in IDX_FILES):
+        _download(base)
+
+
+def _gunzip(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with gzip.open(source) as packed, open(partial, "wb") as out:
+            shutil.copyfileobj(packed, out)
+    except (EOFError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise CorruptFile(f"{source} cannot be unpacked ({error}); delete it and run again, or copy it anew") from error
+    partial.rename(target)
+
+
+def _download(base: str) -> None:
+    import torchvision
+
+    patience, _ = socket.getdefaulttimeout(), socket.setdefaulttimeout(20)  # seconds; a cut network must not hang
+    try:
+        getattr(torchvision.datasets, TORCHVISION_CLASS[base])(paths.DATA, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataUnavailable(
+            f"{base} is not in {_raw(base)} and cannot be downloaded ({error}); put the files {', '.join(IDX_FILES)} "
+            f"there (plain or .gz), or use the embedded set: DATASET=digits"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _check_files(base: str) -> None:
+    for file, n_bytes, md5 in zip(IDX_FILES, IDX_BYTES, MNIST_MD5, strict=True):
+        path = _raw(base) / file
+        mend = f"delete {path} and run again to download it, or copy the original there"
+        if path.stat().st_size != n_bytes:
+            raise CorruptFile(f"{path} has {path.stat().st_size} bytes, not {n_bytes}: truncated; {mend}")
+        if base == "mnist" and hashlib.md5(path.read_bytes()).hexdigest() != md5:
+            raise CorruptFile(f"{path} is not the published file (MD5 differs from {md5}); {mend}")
