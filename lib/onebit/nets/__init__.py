@@ -1,0 +1,23 @@
+"""The two networks of the study, built by name and base width."""
+
+from torch import nn
+
+from ..errors import unknown
+from .resunet import ResUNet
+from .unet import UNet
+
+NETS = {"resunet": ResUNet, "unet": UNet}
+
+__all__ = ["NETS", "ResUNet", "UNet", "build"]
+
+
+def build(name: str, width: int, **options) -> nn.Module:
+    """A freshly initialised network (torch's global generator decides the weights).
+
+    Raises    ValueError for an unknown name, a width below 1, or an option the net does not have.
+    """
+    if name not in NETS:
+        unknown("net", name, NETS)
+    if width < 1:
+        raise ValueError(f"width must be a positive number of channels, got {width}")
+    return NETS[name](width, **options)

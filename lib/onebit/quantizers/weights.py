@@ -1,0 +1,153 @@
+"""Binary weight rules W1-W4, one class per published rule: latent weight in, quantized weight of the same shape out.
+
+Every rule is built for one weight tensor (`Rule(weight, out_dim)`), which initialises what it learns from that tensor
+there and then, so that saving and loading needs no "first forward" flag.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import unknown
+from .estimators import sign, straight_through
+
+SCALE_BITS = 16  # a stored scale counts as half precision (methods: 1 + 16 / n bits per weight)
+
+
+class WeightRule(nn.Module):
+    """What all rules share: the output-channel axis, and how many bits the result takes to store.
+
+    Raises    ValueError for an integer tensor, one with fewer than two dimensions, or an `out_dim` it does not have.
+    """
+
+    weight_bits = 1
+    scales_per_channel = 1
+
+    def __init__(self, weight: Tensor, out_dim: int = 0):
+        super().__init__()
+        if not weight.is_floating_point() or weight.ndim < 2:
+            raise ValueError(f"need a float weight with >= 2 dims, got {weight.dtype} {tuple(weight.shape)}")
+        if not 0 <= out_dim < weight.ndim:
+            raise ValueError(f"out_dim must be in 0..{weight.ndim - 1} for {tuple(weight.shape)}, got {out_dim}")
+        self.out_dim = out_dim
+        self.channels = weight.shape[out_dim]
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits needed to store the scales of the whole tensor."""
+        return SCALE_BITS * self.scales_per_channel * self.channels
+
+    def per_channel_mean(self, w: Tensor) -> Tensor:
+        """Mean over all axes but the output channel, kept for broadcasting."""
+        return w.mean([d for d in range(w.ndim) if d != self.out_dim], keepdim=True)
+
+    def codes(self, w: Tensor) -> Tensor:
+        """The stored bits as -1 / +1 (no gradient): what a weight's sign flips are counted on."""
+        return sign(w.detach())
+
+    def extra_repr(self) -> str:
+        return f"out_dim={self.out_dim}"
+
+
+class PlainSign(WeightRule):
+    r"""W1, sign without a scale.
+
+        w_bin = sign(w)
+
+    Shapes    w (out, in, kh, kw) or (out, in); `out_dim=1` for ConvTranspose2d.  w_bin: as w.
+    Units     dimensionless; stored size 1 bit per weight.
+    Error     |w - w_bin|^2 = |w|^2 - 2 sum|w| + n: large unless |w| is near 1.
+    Backward  d w_bin / d w = 1[|w| <= 1] (clipped STE).
+    Raises    as WeightRule.
+    Source    BinaryConnect (arXiv:1511.00363) Eq. 1; BinaryDM B.1 reports that diffusion collapses with it.
+    """
+
+    scales_per_channel = 0
+
+    def forward(self, w: Tensor) -> Tensor:
+        return sign(w)
+
+
+class XNOR(WeightRule):
+    r"""W2, least-squares binary weight: the mean magnitude per output channel.
+
+        w_bin[o] = s[o] sign(w[o]),    s[o] = mean |w[o]|
+
+    Shapes    as PlainSign.
+    Units     same as w; s >= 0.  Stored size 1 + 16/n bits per weight, n weights per channel.
+    Error     |w - w_bin|^2 = |w|^2 - n s^2 per channel (no smaller is possible): 1 - 2/pi = 0.363 of |w|^2
+              for Gaussian w.
+    Backward  exact through s, clipped STE through sign:
+              dL/dw_i = s g_i 1[|w_i| <= 1] + sign(w_i)/n sum_j g_j sign(w_j); detach_scale drops the second term.
+    Raises    as WeightRule.
+    Source    XNOR-Net (arXiv:1603.05279) Eq. 6.
+    """
+
+    def __init__(self, weight: Tensor, out_dim: int = 0, detach_scale: bool = False):
+        super().__init__(weight, out_dim)
+        self.detach_scale = detach_scale
+
+    def forward(self, w: Tensor) -> Tensor:
+        scale = self.per_channel_mean(w.abs())
+        return (scale.detach() if self.detach_scale else scale) * sign(w)
+
+
+class LearnedScale(WeightRule):
+    r"""W3, the BinaryDM baseline: sign times a learned scale per output channel.
+
+        w_bin[o] = s[o] sign(w[o]),    s[o] trained, initially mean |w[o]|
+
+    Shapes    as PlainSign; s broadcasts over w.
+    Units     same as w.  Stored size 1 + 16/n bits per weight.
+    Error     at the start that of XNOR; afterwards whatever serves the loss.
+    Backward  dL/ds[o] = sum_i g_i sign(w_i),  dL/dw = s g 1[|w| <= 1].
+    Raises    as WeightRule.
+    Source    BinaryDM (arXiv:2404.05662) Eq. 3-4, ours_util.py 93-96.
+    DIFFERS   the paper prints an l2 norm over n for the start; its code, and we, take the l1 norm over n.
+    """
+
+    def __init__(self, weight: Tensor, out_dim: int = 0):
+        super().__init__(weight, out_dim)
+        self.scale = nn.Parameter(self.per_channel_mean(weight.detach().abs()))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return self.scale * sign(w)
+
+
+class Centred(WeightRule):
+    r"""W4, the rule of the MNIST study: the channel mean is removed (and not added back) before the sign.
+
+        w_bin[o] = s[o] sign(c[o]),    c[o] = w[o] - mean w[o],    s[o] = mean |c[o]|
+
+    Shapes    as PlainSign.
+    Units     same as w; s >= 0.  Stored size 1 + 16/n bits per weight.
+    Error     |c - w_bin|^2 = |c|^2 - n s^2 per channel; against w itself n mean(w)^2 more.
+    Backward  dL/dw = g, exactly: no clip, no scale factor, nothing through mean or scale (identity STE).
+    Raises    as WeightRule.
+    Source    source 000, rigorous_bench_trainer.py 135-144 (BitConv2d).
+    """
+
+    def forward(self, w: Tensor) -> Tensor:
+        centred = w - self.per_channel_mean(w)
+        return straight_through(self.per_channel_mean(centred.abs()) * sign(centred), w)
+
+    def codes(self, w: Tensor) -> Tensor:
+        return sign((w - self.per_channel_mean(w)).detach())
+
+
+WEIGHT_RULES: dict[str, type[WeightRule]] = {
+    "sign": PlainSign,
+    "xnor": XNOR,
+    "learned-scale": LearnedScale,
+    "centred": Centred,
+}
+
+
+def weight_rule(name: str, weight: Tensor, out_dim: int = 0) -> WeightRule:
+    """The rule of that name, built for `weight`.
+
+    Raises    ValueError for an unknown name, and as WeightRule.
+    """
+    if name not in WEIGHT_RULES:
+        unknown("weight rule", name, WEIGHT_RULES)
+    with torch.no_grad():
+        return WEIGHT_RULES[name](weight, out_dim)
