@@ -1,0 +1,127 @@
+"""Sampling: diffusers' schedulers behind one function; noise belongs to an image's number, not to its batch."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .diffusion import SCHEDULE, NoiseSchedule
+from .errors import unknown
+
+
+def _ddpm(common: dict):
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    # "fixed_large" is variance beta_t; clip_sample=False leaves the implied x0 alone: both as in source 000
+    return DDPMScheduler(variance_type="fixed_large", clip_sample=False, timestep_spacing="trailing", **common)
+
+
+def _ddim(common: dict):
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", **common)
+
+
+def _pndm(common: dict):
+    from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+
+    # skip_prk_steps: the linear multistep part alone (PLMS), one more network call than steps
+    return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, timestep_spacing="trailing", **common)
+
+
+def _dpm_solver(common: dict):
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True, final_sigmas_type="zero",
+        timestep_spacing="trailing", **common,
+    )
+
+
+# "trailing" everywhere: every grid starts at T-1, where training ended up; diffusers' default grids never visit it
+SAMPLERS: dict[str, Callable] = {"ddpm": _ddpm, "ddim": _ddim, "pndm": _pndm, "dpm-solver++": _dpm_solver}
+
+
+def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
+    """A diffusers scheduler on our noise schedule, its timestep grid set.
+
+    `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12).
+    `pndm`: PLMS (arXiv:2202.09778 Eq. 11-12).  `dpm-solver++`: second-order multistep (arXiv:2211.01095 Alg. 2).
+
+    Raises    ValueError for an unknown sampler or a number of steps outside 1..T.
+    """
+    if sampler not in SAMPLERS:
+        unknown("sampler", sampler, SAMPLERS)
+    if not 1 <= steps <= schedule.timesteps:
+        raise ValueError(f"steps must be in 1..{schedule.timesteps}, got {steps}")
+    made = SAMPLERS[sampler](dict(
+        num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
+        beta_schedule="linear", prediction_type="epsilon",
+    ))
+    made.set_timesteps(steps)
+    return made
+
+
+def generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """One CPU generator per image, seeded by (seed, image number) alone."""
+    words = (int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]) for i in indices)
+    return [torch.Generator().manual_seed(word & (2**63 - 1)) for word in words]
+
+
+def sample(
+    model: nn.Module,
+    indices: int | Sequence[int],
+    *,
+    shape: tuple[int, int, int],
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    batch: int = 250,
+    progress: bool = False,
+) -> Tensor:
+    """Generate images.  Image i is a function of (weights, sampler, steps, seed, i), whatever batch it travels in.
+
+    The start x_T and, for `ddpm`, the noise of every step are drawn on the CPU by the image's own generator, so that
+    all models can start from the same noise and a GPU changes nothing but rounding.
+
+    Shapes    indices: n for images 0 .. n-1, or their numbers; shape (C, H, W) -> (n, C, H, W) float32 on the CPU.
+    Units     [-1, 1], clamped once at the end.
+    Raises    ValueError as `scheduler`, or for an empty or negative request.
+    """
+    numbers = range(indices) if isinstance(indices, int) else list(indices)
+    if not len(numbers) or min(numbers) < 0:
+        raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
+    scheduler(sampler, steps)
+    chunks = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
+    with _evaluating(model), torch.inference_mode():
+        bar = tqdm(chunks, "sampling", disable=not progress)
+        done = [_sample_batch(model, chunk, shape, sampler, steps, seed) for chunk in bar]
+    return torch.cat(done)
+
+
+def _sample_batch(model: nn.Module, numbers: Sequence[int], shape, sampler: str, steps: int, seed: int) -> Tensor:
+    device = next(model.parameters()).device
+    layout = torch.channels_last
+    made = scheduler(sampler, steps)  # a scheduler keeps a history; each batch gets its own
+    own = generators(seed, numbers)
+    x = torch.stack([torch.randn(shape, generator=g) for g in own]).to(device) * made.init_noise_sigma
+    extra = {"generator": own} if sampler == "ddpm" else {}
+    for t in made.timesteps:
+        timestep = torch.full((len(x),), int(t), device=device)
+        noise = model(x.contiguous(memory_format=layout), timestep).float()
+        x = made.step(noise.contiguous(), t, x, **extra).prev_sample
+    return x.clamp(-1, 1).cpu().contiguous()
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module):
+    """Batch norm by its running statistics, as an image must not depend on its neighbours."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
