@@ -1,0 +1,95 @@
+"""Training state on disk: one safetensors file and a small JSON that vouches for it."""
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .files import replacing, sha256, write_json
+
+NOTE = "checkpoint.json"
+
+
+@dataclass
+class State:
+    """All that the rest of a run depends on.  `ema` is empty when averaging is off."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: list[Tensor]
+    step: int = 0
+    log: list[dict] = field(default_factory=list)
+    snapshots: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save(folder: Path, state: State) -> None:
+    """Write the state; a kill at any moment leaves the previous checkpoint or this one."""
+    path = folder / f"checkpoint-{state.step}.safetensors"
+    with replacing(path) as partial:
+        save_file(_tensors(state), partial)
+    note = {"file": path.name, "sha256": sha256(path), "step": state.step, "seconds": state.seconds, "log": state.log}
+    write_json(folder / NOTE, note)
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old != path:
+            old.unlink()
+
+
+def restore(folder: Path, state: State) -> None:
+    """Fill `state` from the folder's checkpoint, if it has a sound one.
+
+    A damaged checkpoint is reported, set aside as *.corrupt, and the run starts over.
+    """
+    note_path = folder / NOTE
+    if not note_path.exists():
+        return
+    try:
+        note = json.loads(note_path.read_text())
+        path = folder / note["file"]
+        if sha256(path) != note["sha256"]:
+            raise ValueError(f"checksum of {path.name} differs")
+        tensors = load_file(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        warnings.warn(f"checkpoint in {folder} is damaged ({error}); set aside, training starts over", stacklevel=2)
+        for damaged in [note_path, *folder.glob("checkpoint-*.safetensors")]:
+            damaged.rename(damaged.with_name(f"{damaged.name}.corrupt"))
+        return
+    _fill(state, tensors)
+    state.step, state.seconds, state.log = note["step"], note["seconds"], note["log"]
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoint of a finished run."""
+    for path in [folder / NOTE, *folder.glob("checkpoint-*.safetensors")]:
+        path.unlink(missing_ok=True)
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    for i, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
+    tensors |= {f"ema.{i}": v for i, v in enumerate(state.ema)}
+    tensors |= {f"snapshot.{k}": v for k, v in state.snapshots.items()}
+    return {k: v.detach().contiguous() for k, v in tensors.items()}
+
+
+def _fill(state: State, tensors: dict[str, Tensor]) -> None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    state.model.load_state_dict(part("model."))
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in part("optimizer.").items():
+        i, name = key.split(".", 1)
+        like = parameters[int(i)] if value.ndim else value  # fused Adam walks memory: layouts must agree
+        moments.setdefault(int(i), {})[name] = torch.empty_like(like).copy_(value)
+    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": moments})
+    for i, value in part("ema.").items():
+        state.ema[int(i)].copy_(value)
+    state.snapshots = part("snapshot.")
