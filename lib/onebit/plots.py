@@ -1,0 +1,83 @@
+"""The one look of the study: style, colours, and the few plots that more than one notebook draws."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .paths import LIBRARY
+
+# one colour per recipe everywhere; their lightness differs too, so they can be told apart in grey
+COLOURS = {
+    "fp16": "#1b4f72",
+    "published-1bit": "#d68910",
+    "strict-1bit": "#b03a2e",
+    "ptq-1bit": "#a9a9a9",
+}
+
+
+def use_style() -> None:
+    """Switch matplotlib and seaborn to the study's look."""
+    sns.set_theme(style="whitegrid")
+    plt.style.use(LIBRARY / "onebit.mplstyle")
+
+
+def mosaic(images: Tensor, columns: int) -> np.ndarray:
+    """Tile uint8 images (N, 1, H, W) into one (rows H, columns W) picture, row by row, black where none is left."""
+    n, _, height, width = images.shape
+    rows = -(-n // columns)
+    tiles = np.zeros((rows * columns, height, width), dtype=np.uint8)
+    tiles[:n] = images[:, 0].cpu().numpy()
+    return tiles.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
+def show_images(ax: Axes, images: Tensor, columns: int, title: str = "") -> None:
+    """Draw uint8 images as a mosaic, white ink on black as in the data."""
+    ax.imshow(mosaic(images, columns), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_title(title, fontsize=9)
+    ax.axis("off")
+
+
+def image_rows(rows: Mapping[str, Tensor], columns: int, size: float = 0.42) -> Figure:
+    """One labelled row (or block) of images per entry, one below the other."""
+    lines = [-(-len(images) // columns) for images in rows.values()]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(columns * size, sum(lines) * size + 0.28 * len(rows)),
+                                gridspec_kw={"height_ratios": lines}, squeeze=False)
+    for ax, (title, images) in zip(axes[:, 0], rows.items(), strict=True):
+        show_images(ax, images, columns, title)
+    return figure
+
+
+class LiveLoss:
+    """A loss curve that moves while a network trains: pass it as `on_log`.  A static page keeps the last state."""
+
+    def __init__(self, title: str, every: int = 5):
+        self.figure, self.ax = plt.subplots(figsize=(5.5, 2.4))
+        self.ax.set(title=title, xlabel="step", ylabel="loss (noise MSE)", yscale="log")
+        self.every, self.rows, self.shown = every, [], None
+        (self.line,) = self.ax.plot([], [], color=COLOURS["fp16"])
+
+    def __call__(self, row: dict) -> None:
+        self.rows.append((row["step"], row["loss"]))
+        if len(self.rows) % self.every == 1:
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the curve so far, in place of what was shown before."""
+        self.line.set_data(*zip(*self.rows, strict=True))
+        self.ax.relim()
+        self.ax.autoscale_view()
+        if self.shown is None:
+            self.shown = display(self.figure, display_id=True)
+        else:
+            self.shown.update(self.figure)
+
+    def close(self) -> None:
+        """Draw the last state and release the figure, so that the notebook does not show it twice."""
+        self.draw()
+        plt.close(self.figure)

@@ -1,0 +1,97 @@
+"""Figures and tables with their note of origin: what you look at, the numbers behind it, and where they came from."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+from . import __version__, paths
+from .files import replacing, write_json, write_text
+from .study import Run, Study
+
+REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
+
+
+@cache
+def library_fingerprint() -> str:
+    """Twelve hex digits of the library's source: which code made a figure."""
+    digest = hashlib.sha256()
+    for path in sorted(paths.LIBRARY.rglob("*.py")):
+        digest.update(path.relative_to(paths.LIBRARY).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Saves what one notebook shows.  report = Report("02", study)
+
+    `root`, if given, takes everything.  Without it, only the reference profile writes to figures/ (other
+    data sets than MNIST to a folder of their own in it); every other profile writes under build/, so that a small run
+    never overwrites the figures of a larger one.
+    """
+
+    notebook: str
+    study: Study
+    root: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        if self.root:
+            return Path(self.root)
+        name, profile = self.study.dataset, self.study.profile.name
+        if profile != REFERENCE:
+            return paths.BUILD / name / profile / "figures"
+        return paths.FIGURES if name == "mnist" else paths.FIGURES / name
+
+    def figure(self, figure: Figure, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
+        """Stamp, show and save a figure as PNG and PDF; returns the PNG's path."""
+        runs = list(runs)
+        figure.text(0.995, -0.01, self._stamp(runs), ha="right", va="top", fontsize=6, color="0.45")
+        path = self._path(name)
+        for target, metadata in ((path.with_suffix(".png"), {"Software": None}),
+                                 (path.with_suffix(".pdf"), {"CreationDate": None})):
+            with replacing(target) as partial:
+                figure.savefig(partial, metadata=metadata)  # no dates or versions: same input, same bytes
+        self._note(path.with_suffix(".png"), caption, runs)
+        display(figure)
+        plt.close(figure)
+        display(Markdown(f"*{caption}*"))
+        return path.with_suffix(".png")
+
+    def table(self, frame: pd.DataFrame, name: str, caption: str, runs: Iterable[Run] = (), digits: int = 4) -> Path:
+        """Show a table and save it, unrounded as CSV and rounded as Markdown; returns the CSV's path.
+
+        `digits` counts significant digits on the page.
+        """
+        runs = list(runs)
+        path = self._path(name)
+        page = frame.to_markdown(index=False, floatfmt=f".{digits}g")
+        write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
+        write_text(path.with_suffix(".md"), f"{page}\n\n{caption}  \n{self._stamp(runs)}\n")
+        self._note(path.with_suffix(".csv"), caption, runs)
+        display(Markdown(f"{page}\n\n*{caption}*"))
+        return path.with_suffix(".csv")
+
+    def _path(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{self.notebook}_{name}"
+
+    def _stamp(self, runs: list[Run]) -> str:
+        seeds = len({run.seed for run in runs})
+        counted = f" · {seeds} seed{'s' if seeds != 1 else ''}" if runs else ""
+        return f"{self.study.dataset} · {self.study.profile.name}{counted} · onebit {__version__}"
+
+    def _note(self, path: Path, caption: str, runs: list[Run]) -> None:
+        from .study.results import training_entry
+
+        write_json(path.with_name(f"{path.name}.json"), {
+            "caption": caption, "notebook": self.notebook, "dataset": self.study.dataset,
+            "profile": self.study.profile.name, "runs": sorted({training_entry(run).name for run in runs}),
+            "version": __version__, "library": library_fingerprint(),
+        })

@@ -1,0 +1,139 @@
+"""Keyed results on disk: released (committed) first, then this machine's own, else computed; never half written."""
+
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from .. import __version__, paths
+from ..files import digest, sha256, write_json
+
+MANIFEST = "manifest.json"
+
+
+class Busy(RuntimeError):
+    """Another process is computing this result at the moment."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result's name: what kind it is, a label for people, and the specification its key is a hash of."""
+
+    kind: str
+    label: str
+    spec: dict
+
+    @property
+    def key(self) -> str:
+        return digest({"kind": self.kind} | self.spec)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.label}-{self.key}"
+
+
+def find(entry: Entry) -> Path | None:
+    """The folder of a finished, undamaged result, or None.
+
+    A damaged one of this machine is reported and set aside as *.corrupt; a damaged released one is reported.
+    """
+    for root in [paths.RUNS] if from_scratch() else [paths.RELEASED, paths.RUNS]:
+        folder = root / entry.name
+        if not folder.is_dir():
+            continue
+        fault = _fault(folder)
+        if fault is None:
+            return folder
+        if root == paths.RUNS:
+            aside = folder.with_name(f"{folder.name}.{time.time_ns()}.corrupt")
+            folder.rename(aside)
+            warnings.warn(f"{folder}: {fault}; set aside as {aside.name} and computed anew", stacklevel=2)
+        else:
+            warnings.warn(f"{folder}: {fault}; ignored (restore it with git checkout)", stacklevel=2)
+    return None
+
+
+def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True) -> Path:
+    """The folder of `entry`, computed if it is nowhere.
+
+    `compute` gets a work folder that survives a kill, so that it may resume, and returns facts for the manifest.  The
+    folder appears under its name in one rename, after every file has its checksum in the manifest.
+
+    Raises    Busy if another process computes the entry and `wait` is off; whatever `compute` raises.
+    """
+    found = find(entry)
+    if found:
+        return found
+    target, work = paths.RUNS / entry.name, paths.RUNS / ".partial" / entry.name
+    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work.with_suffix(".lock"), timeout=-1 if wait else 0):
+            found = find(entry)
+            if found:
+                return found
+            work.mkdir(exist_ok=True)
+            began = time.time()
+            facts = compute(work) or {}
+            checksums = {p.name: sha256(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")}
+            write_json(work / MANIFEST, {
+                "kind": entry.kind, "key": entry.key, "spec": entry.spec, "facts": facts, "files": checksums,
+                "elapsed_seconds": round(time.time() - began, 1), "provenance": provenance(),
+            })
+            os.replace(work, target)
+    except Timeout as error:
+        raise Busy(entry.name) from error
+    return target
+
+
+def manifest(folder: Path) -> dict:
+    """The result's manifest: key, spec, facts, checksums, provenance."""
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def release(folder: Path) -> Path:
+    """Copy a result into data/released/, to be committed."""
+    target = paths.RELEASED / folder.name
+    if folder != target and not target.exists():
+        paths.RELEASED.mkdir(parents=True, exist_ok=True)
+        partial = paths.RELEASED / f".{folder.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial)
+        partial.rename(target)
+    return target
+
+
+def from_scratch() -> bool:
+    """Whether released results are to be ignored (`make paper FROM_SCRATCH=1`)."""
+    return os.environ.get("FROM_SCRATCH", "") not in ("", "0")
+
+
+def provenance() -> dict:
+    """What made a result, beyond its key: versions and hardware class.  No host, user or path."""
+    cuda = torch.cuda.is_available()
+    return {
+        "onebit": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "processor": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(), "system": platform.system(),
+    }
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a result folder, in words; None if nothing is."""
+    try:
+        files = manifest(folder)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"manifest unreadable ({error})"
+    for name, checksum in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != checksum:
+            return f"{name} is altered (checksum differs)"
+    return None
