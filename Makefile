@@ -11,8 +11,8 @@ PYTHON  ?= python3
 JOBS    ?= 0
 UV_VERSION := 0.13.8
 
-ENVIRONMENT := .venv/.complete
-PY  := .venv/bin/python
+ENVIRONMENT ?= .venv/.complete
+PY  ?= .venv/bin/python
 LIB := $(shell find lib -name '*.py' -o -name '*.mplstyle') requirements.lock
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)

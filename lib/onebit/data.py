@@ -104,11 +104,15 @@ def train_size(name: str) -> int:
 
 
 def available(name: str) -> bool:
-    """Whether `load(name)` would succeed; tries the download if it has to."""
+    """Whether `load(name)` has its files; tries the download if it has to.
+
+    Raises    CorruptFile for files that are there but damaged: that is for the user to mend, not to work around.
+    """
     try:
         base, _ = parse(name)
         if base != "digits":
             _ensure_files(base)
+            _check_files(base)
     except DataUnavailable:
         return False
     return True

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -50,6 +51,17 @@ def image_rows(rows: Mapping[str, Tensor], columns: int, size: float = 0.42) -> 
                                 gridspec_kw={"height_ratios": lines}, squeeze=False)
     for ax, (title, images) in zip(axes[:, 0], rows.items(), strict=True):
         show_images(ax, images, columns, title)
+    return figure
+
+
+def curves(frame: pd.DataFrame, y: str, label: str) -> Figure:
+    """Curves over training steps on a log axis: a panel per net, a colour per recipe, a line per protocol and seed."""
+    figure, axes = plt.subplots(1, frame.net.nunique(), figsize=(9, 2.9), sharey=True, squeeze=False)
+    style = {"style": "protocol"} if frame.protocol.nunique() > 1 else {}
+    for ax, (net, part) in zip(axes[0], frame.groupby("net"), strict=True):
+        sns.lineplot(data=part, x="step", y=y, hue="recipe", units="seed", estimator=None, palette=COLOURS, lw=1, ax=ax,
+                     **style)
+        ax.set(title=net, yscale="log", ylabel=label)
     return figure
 
 

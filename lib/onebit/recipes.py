@@ -117,6 +117,12 @@ class Audit:
         """1-bit weights over all parameters, 0..1: the honest answer to "how binary is this model?"."""
         return self.binary_weights / self.parameters
 
+    @property
+    def stored_bytes(self) -> float:
+        """Size on disk with 1-bit weights packed, their scales at 16 bits, and every other parameter at 16 bits."""
+        scales = sum(row.scale_bits for row in self.layers)
+        return (self.binary_weights + scales + 16 * (self.parameters - self.binary_weights)) / 8
+
     def table(self) -> pd.DataFrame:
         """The rows as a DataFrame."""
         return pd.DataFrame([asdict(row) for row in self.layers])

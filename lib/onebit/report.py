@@ -15,6 +15,7 @@ from . import __version__, paths
 from .files import replacing, write_json, write_text
 from .study import Run, Study
 
+CLAIM_COLUMNS = ("claim_id", "source", "claim", "published", "measured", "verdict")
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
 
 
@@ -77,6 +78,17 @@ class Report:
         self._note(path.with_suffix(".csv"), caption, runs)
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
+
+    def claims(self, rows: list[tuple], runs: Iterable[Run] = ()) -> Path:
+        """Show and save the claims a notebook decides: (claim_id, source, claim, published, measured, verdict) each.
+
+        `published` is NaN where the source gives no number.  Raises ValueError for a row of another length.
+        """
+        if any(len(row) != len(CLAIM_COLUMNS) for row in rows):
+            raise ValueError(f"a claim has the columns {', '.join(CLAIM_COLUMNS)}")
+        runs = list(runs)
+        frame = pd.DataFrame(rows, columns=CLAIM_COLUMNS).assign(n_seeds=len({run.seed for run in runs}))
+        return self.table(frame, "claims", "Claims this notebook decides, by the rules above.", runs)
 
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

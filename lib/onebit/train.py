@@ -116,16 +116,10 @@ def train(
     log = _Log(state, settings.batch, progress, settings.steps, on_log)
     saved = time.monotonic()
     for step in range(state.step, settings.steps):
-        with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = noise_loss(model, *batches(step))
-        for group in state.optimizer.param_groups:
-            group["lr"] = settings.lr_at(step)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        state.optimizer.step()
+        loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision)
         _ema_update(state, settings)
         state.step = step + 1
-        log.add(loss.detach(), settings.lr_at(step))
+        log.add(loss, settings.lr_at(step))
         if state.step in snapshot_steps and snapshot is not None:
             state.snapshots[str(state.step)] = snapshot(model)
         if state.step % LOG_EVERY == 0 and time.monotonic() - saved >= checkpoint_seconds and _finite(model):
@@ -134,6 +128,20 @@ def train(
     log.close()
     _write_results(folder, state, batches, settings)
     return log.summary() | {"precision": precision, "device": place.type}
+
+
+def optimize(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], lr: float, precision: str
+) -> Tensor:
+    """One optimiser step on (x0, noise, timestep); returns the loss, detached and still on the device."""
+    with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = noise_loss(model, *batch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 class Batches:

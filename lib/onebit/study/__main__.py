@@ -2,21 +2,28 @@
 
 import argparse
 import sys
-from functools import partial
 
 import torch
 
 from .. import data
+from ..errors import CorruptFile
 from . import cache, engine
 from .profiles import PROFILES, Job, Study
 
-say = partial(print, file=sys.stderr, flush=True)
+
+def say(line: str) -> None:
+    """Tell the user; standard output is for `make`."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    return COMMANDS[options.command](options)
+    try:
+        return COMMANDS[options.command](options)
+    except CorruptFile as error:
+        say(str(error))
+        return 1
 
 
 def prepare(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def work(jobs: Iterable[Job]) -> list[tuple[Job, Exception]]:
     pending, failures = list(jobs), []
     while pending:
         job = _first_free(pending, failures)
-        if job is None and pending:
+        if job is None:
             time.sleep(POLL_SECONDS)
     return failures
 
@@ -30,6 +30,7 @@ def work(jobs: Iterable[Job]) -> list[tuple[Job, Exception]]:
 def _first_free(pending: list[Job], failures: list[tuple[Job, Exception]]) -> Job | None:
     """Compute the first job that no other process holds; remove it from the list and return it."""
     for job in list(pending):
+        began = time.monotonic()
         try:
             job.compute(wait=False)
         except Busy:
@@ -38,6 +39,9 @@ def _first_free(pending: list[Job], failures: list[tuple[Job, Exception]]) -> Jo
             print(f"FAILED {job.entry.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             failures.append((job, error))
         pending.remove(job)
+        seconds = time.monotonic() - began
+        if seconds > 1:  # what was there already needs no line
+            print(f"{job.entry.name}: {seconds:.0f} s, {len(pending)} to go", file=sys.stderr, flush=True)
         return job
     return None
 
@@ -54,10 +58,15 @@ def run(study: Study, jobs: int) -> int:
     print(f"computing in {jobs} processes of {threads} threads", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "onebit.study", "work", "--profile", study.profile.name, "--dataset",
                study.dataset, "--threads", str(threads)]
-    workers = [subprocess.Popen(command, stdout=sys.stderr) for _ in range(jobs)]
+    workers = [subprocess.Popen(command, stdout=sys.stderr, env=os.environ | _bars(i)) for i in range(jobs)]
     try:
         return sum(worker.wait() != 0 for worker in workers)
     except KeyboardInterrupt:
         for worker in workers:
             worker.terminate()
         raise
+
+
+def _bars(i: int) -> dict[str, str]:
+    """Each process has a progress bar of its own line; in a log file bars are drawn rarely."""
+    return {"TQDM_POSITION": str(i)} if sys.stderr.isatty() else {"TQDM_MININTERVAL": "60"}

@@ -71,8 +71,12 @@ PROFILES = {
 }
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are 11 steps
     "smoke": {"samples": 160, "judge_images": 0, "judge_epochs": 2},
-    "laptop": {"resunet_epochs": (60, 200, 200), "unet_steps": 1_500, "judge_epochs": 20, "samples": 1_000},
-    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "judge_epochs": 20, "samples": 2_000},
+    "laptop": {
+        "resunet_epochs": (20, 60, 100), "unet_steps": 500, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
+        "protocols": {"modern": MODERN | {"warmup": 30}}, "samples": 500, "sample_steps": 25, "grid_steps": 250,
+        "judge_epochs": 20,
+    },
+    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20},
 }
 
 

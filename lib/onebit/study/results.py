@@ -5,7 +5,6 @@ Each function looks in data/released/, then in data/runs/, then computes (and on
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache as memoize
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +159,6 @@ def reference_entry(spec: JudgeSpec, n_train: int, n_test: int) -> Entry:
                                              "version": EVALUATION_VERSION})
 
 
-@memoize
 def reference(spec: JudgeSpec, n_train: int, n_test: int, wait: bool = True) -> tuple[Gaussian, dict]:
     """Feature statistics of the first `n_train` training images, and the controls measured on real test images.
 

@@ -17,6 +17,18 @@ def loss_table(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.concat([results.loss_log(run).assign(**_names(run)) for run in runs], ignore_index=True)
 
 
+def final_losses(runs: Iterable[Run]) -> pd.DataFrame:
+    """Mean training loss over the last tenth of each run's steps, and its ratio to the control of the same seed."""
+    log = loss_table(runs)
+    arm = ["net", "protocol", "subset", "recipe", "seed"]
+    last = log[log.step > 0.9 * log.groupby(arm).step.transform("max")]
+    final = last.groupby(arm, sort=False).loss.mean().reset_index()
+    keys = ["net", "protocol", "subset", "seed"]
+    control = final[final.recipe == "fp16"].set_index(keys).loss.rename("control")
+    final = final.join(control, on=keys)
+    return final.assign(over_control=final.loss / final.control).drop(columns="control")
+
+
 def metric_table(study: Study) -> pd.DataFrame:
     """Fréchet distance and judge confidence of every ten-class arm, for its last and its averaged weights.
 
