@@ -82,7 +82,9 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
             work.mkdir(exist_ok=True)
             began = time.time()
             facts = compute(work) or {}
-            checksums = {p.name: sha256(p) for p in sorted(work.iterdir()) if not p.name.startswith(".")}
+            for leftover in work.glob(".*"):  # temporary files of an earlier, killed process
+                leftover.unlink()
+            checksums = {p.name: sha256(p) for p in sorted(work.iterdir())}
             write_json(work / MANIFEST, {
                 "kind": entry.kind, "key": entry.key, "spec": entry.spec, "facts": facts, "files": checksums,
                 "elapsed_seconds": round(time.time() - began, 1), "provenance": provenance(),
@@ -99,13 +101,15 @@ def manifest(folder: Path) -> dict:
 
 
 def release(folder: Path) -> Path:
-    """Copy a result into data/released/, to be committed."""
+    """Copy a result, the files of its manifest and nothing else, into data/released/, to be committed."""
     target = paths.RELEASED / folder.name
     if folder != target and not target.exists():
         paths.RELEASED.mkdir(parents=True, exist_ok=True)
         partial = paths.RELEASED / f".{folder.name}"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial)
+        partial.mkdir()
+        for name in [MANIFEST, *manifest(folder)["files"]]:
+            shutil.copy(folder / name, partial)
         partial.rename(target)
     return target
 

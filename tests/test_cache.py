@@ -1,0 +1,129 @@
+"""The result cache: whole or absent, checked on every read, shared by processes."""
+
+import json
+import threading
+
+import pytest
+
+from onebit import paths
+from onebit.study import cache
+from onebit.study.cache import Busy, Entry
+
+ENTRY = Entry("demo", "a-label", {"x": 1})
+
+
+def write(text):
+    def compute(work):
+        (work / "result.txt").write_text(text)
+        return {"length": len(text)}
+
+    return compute
+
+
+def refuse(work):
+    raise AssertionError("computed although it is there")
+
+
+def test_a_result_is_computed_once_and_carries_its_manifest(home):
+    folder = cache.get(ENTRY, write("hello"))
+    assert cache.get(ENTRY, refuse) == folder == paths.RUNS / ENTRY.name
+    manifest = cache.manifest(folder)
+    assert manifest["facts"] == {"length": 5} and manifest["spec"] == {"x": 1}
+    assert manifest["files"] == {"result.txt": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}
+
+
+def test_the_key_depends_on_every_field_and_not_on_the_label():
+    assert Entry("demo", "a", {"x": 1}).key == Entry("demo", "b", {"x": 1}).key
+    assert (
+        len({Entry("demo", "a", {"x": 1}).key, Entry("demo", "a", {"x": 2}).key, Entry("other", "a", {"x": 1}).key})
+        == 3
+    )
+
+
+def test_a_failed_computation_leaves_nothing_to_be_read_and_its_work_folder_to_resume_from(home):
+    def fail(work):
+        (work / "result.txt").write_text("half")
+        raise RuntimeError("no space left on device")
+
+    with pytest.raises(RuntimeError, match="no space"):
+        cache.get(ENTRY, fail)
+    assert cache.find(ENTRY) is None
+
+    def resume(work):
+        assert (work / "result.txt").read_text() == "half"
+        (work / "result.txt").write_text("whole")
+
+    assert (cache.get(ENTRY, resume) / "result.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_result_is_reported_set_aside_and_computed_anew(home, damage):
+    folder = cache.get(ENTRY, write("hello"))
+    file = folder / "result.txt"
+    if damage == "flip":
+        file.write_text("jello")
+    elif damage == "truncate":
+        file.write_text("hell")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (folder / cache.MANIFEST).write_text("{")
+    with pytest.warns(UserWarning, match="set aside"):
+        again = cache.get(ENTRY, write("hello"))
+    assert (again / "result.txt").read_text() == "hello"
+    assert len(list(paths.RUNS.glob("*.corrupt"))) == 1
+
+
+def test_a_released_result_comes_first_unless_from_scratch(home, monkeypatch):
+    cache.release(cache.get(ENTRY, write("hello")))
+    assert cache.find(ENTRY) == paths.RELEASED / ENTRY.name
+    monkeypatch.setenv("FROM_SCRATCH", "1")
+    assert cache.find(ENTRY) == paths.RUNS / ENTRY.name
+
+
+def test_a_damaged_released_result_is_reported_but_left_in_place(home):
+    released = cache.release(cache.get(ENTRY, write("hello")))
+    (released / "result.txt").write_text("jello")
+    with pytest.warns(UserWarning, match="git checkout"):
+        assert cache.find(ENTRY) == paths.RUNS / ENTRY.name
+    assert (released / "result.txt").read_text() == "jello"
+
+
+def test_two_at_once_compute_once_and_the_second_may_wait_or_be_told(home):
+    started, finish, calls = threading.Event(), threading.Event(), []
+
+    def slow(work):
+        calls.append(1)
+        (work / "result.txt").write_text("hello")
+        started.set()
+        assert finish.wait(30)
+
+    first = threading.Thread(target=cache.get, args=(ENTRY, slow))
+    first.start()
+    assert started.wait(30)
+    with pytest.raises(Busy):
+        cache.get(ENTRY, refuse, wait=False)
+    waiting = threading.Thread(target=cache.get, args=(ENTRY, slow))
+    waiting.start()
+    finish.set()
+    first.join(30)
+    waiting.join(30)
+    assert calls == [1]
+
+
+def test_provenance_names_no_machine(home):
+    import getpass
+    import platform
+
+    text = json.dumps(cache.provenance())
+    assert platform.node() not in text or not platform.node()
+    assert "/" not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_temporary_files_of_a_killed_process_do_not_reach_the_result(home):
+    work = paths.RUNS / ".partial" / ENTRY.name
+    work.mkdir(parents=True)
+    (work / ".result.txt.abc").write_text("half")
+    folder = cache.get(ENTRY, write("hello"))
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "result.txt"]
