@@ -43,6 +43,8 @@ def _dpm_solver(common: dict):
 
 # "trailing" everywhere: every grid starts at T-1, where training ended up; diffusers' default grids never visit it
 SAMPLERS: dict[str, Callable] = {"ddpm": _ddpm, "ddim": _ddim, "pndm": _pndm, "dpm-solver++": _dpm_solver}
+# diffusers takes t - T // steps for the next timestep of these, which leaves their grid where steps do not divide T
+STRIDED = ("ddim", "pndm")
 
 
 def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
@@ -51,12 +53,14 @@ def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
     `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12).
     `pndm`: PLMS (arXiv:2202.09778 Eq. 11-12).  `dpm-solver++`: second-order multistep (arXiv:2211.01095 Alg. 2).
 
-    Raises    ValueError for an unknown sampler or a number of steps outside 1..T.
+    Raises    ValueError for an unknown sampler, steps outside 1..T, or steps that do not divide T for ddim and pndm.
     """
     if sampler not in SAMPLERS:
         unknown("sampler", sampler, SAMPLERS)
     if not 1 <= steps <= schedule.timesteps:
         raise ValueError(f"steps must be in 1..{schedule.timesteps}, got {steps}")
+    if sampler in STRIDED and schedule.timesteps % steps:
+        raise ValueError(f"{sampler} needs steps that divide {schedule.timesteps}, got {steps}")
     made = SAMPLERS[sampler](dict(
         num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
         beta_schedule="linear", prediction_type="epsilon",

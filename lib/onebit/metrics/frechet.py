@@ -29,7 +29,7 @@ class Gaussian:
             raise ValueError(f"need features (N, D) with N > D, got {x.shape}: a covariance of fewer is singular")
         if not np.isfinite(x).all():
             raise ValueError("features hold NaN or infinity")
-        return cls(x.mean(axis=0), np.cov(x, rowvar=False), len(x))
+        return cls(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False)), len(x))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -1,5 +1,7 @@
 """The two networks of the study, built by name and base width."""
 
+import inspect
+
 from torch import nn
 
 from ..errors import unknown
@@ -20,4 +22,8 @@ def build(name: str, width: int, **options) -> nn.Module:
         unknown("net", name, NETS)
     if width < 1:
         raise ValueError(f"width must be a positive number of channels, got {width}")
+    known = [option for option in inspect.signature(NETS[name]).parameters if option != "width"]
+    for option in options:
+        if option not in known:
+            unknown(f"option of {name}", option, known or ["none"])
     return NETS[name](width, **options)

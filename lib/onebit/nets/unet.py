@@ -1,5 +1,6 @@
 """A small DDPM-style residual U-Net: the family that sources 001 and 003 quantize."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,7 @@ TIME_DIM = 64
 MULTIPLIERS = (1, 2, 4)
 NORMS = {
     "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(min(8, channels), channels),  # twice the CPU time of batch norm
+    "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),  # twice the CPU time of batch norm
 }
 
 

@@ -1,0 +1,23 @@
+"""Shared by all tests: one thread (bits depend on it), a home of its own for results, small images."""
+
+import pytest
+import torch
+
+from onebit import paths
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Results, figures and builds go to a temporary folder; downloaded data sets are out of reach."""
+    for name, folder in {"DATA": "data", "RUNS": "data/runs", "RELEASED": "data/released", "FIGURES": "figures",
+                         "BUILD": "build"}.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
+    return tmp_path
+
+
+@pytest.fixture
+def images():
+    """300 random uint8 images of 16 x 16 pixels."""
+    return torch.randint(0, 256, (300, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

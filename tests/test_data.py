@@ -1,0 +1,124 @@
+"""Data sets: sizes, subsets, and what becomes of damaged or absent files.  No test uses the network."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+
+from onebit import data, paths
+from onebit.errors import CorruptFile, DataUnavailable
+
+
+def test_names_are_parsed_and_bad_ones_list_the_valid():
+    assert data.parse("mnist") == ("mnist", tuple(range(10)))
+    assert data.parse("kmnist:1") == ("kmnist", (1,))
+    assert data.parse("mnist:10") == data.parse("mnist:01") == ("mnist", (0, 1))
+    with pytest.raises(ValueError, match=r"'cifar'.*mnist, fashion_mnist, kmnist, digits"):
+        data.load("cifar")
+    for bad in ("mnist:", "mnist:x", "mnist:11", "mnist:-1"):
+        with pytest.raises(ValueError, match="mnist:01"):
+            data.parse(bad)
+    with pytest.raises(ValueError, match="train, test"):
+        data.load("digits", "validation")
+
+
+def test_digits_are_the_embedded_images_enlarged_twice():
+    """Bilinear at twice the size: pixel 2i+1 is 3/4 of source i and 1/4 of source i+1, in both directions."""
+    train, test = data.load("digits"), data.load("digits", "test")
+    assert (len(train), len(test)) == (1_437, 360) and train.images.shape[1:] == (1, 16, 16)
+    assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
+    source = load_digits().images[5] * 255 / 16
+    weights = np.array([0.75, 0.25])
+    expected = weights @ source[3:5, 2:4] @ weights
+    assert train.images[5, 0, 7, 5].item() == round(expected)
+    assert train.labels[:10].tolist() == load_digits().target[:10].tolist()
+
+
+def test_a_subset_holds_its_classes_and_nothing_else():
+    whole, some = data.load("digits"), data.load("digits:38")
+    assert set(some.labels.tolist()) == {3, 8}
+    assert torch.equal(some.images, whole.images[(whole.labels == 3) | (whole.labels == 8)])
+
+
+@pytest.mark.parametrize("name", ["digits", "digits:1", "digits:01", "mnist", "mnist:1", "mnist:01"])
+def test_the_size_known_beforehand_is_the_size(name):
+    if name.startswith("mnist") and not (paths.DATA / "MNIST" / "raw" / data.IDX_FILES[0]).exists():
+        pytest.skip("MNIST is not in data/")
+    assert data.train_size(name) == len(data.load(name))
+    assert data.image_shape(name) == tuple(data.load(name).images.shape[1:])
+
+
+def test_the_published_subset_sizes():
+    """MNIST's training counts: 60,000; digits 0 and 1: 5,923 + 6,742."""
+    assert [data.train_size(n) for n in ("mnist", "mnist:01", "mnist:1")] == [60_000, 12_665, 6_742]
+
+
+def test_grey_levels_survive_the_round_trip_and_overshoot_is_clamped():
+    levels = torch.arange(256, dtype=torch.uint8)
+    x = data.normalize(levels)
+    assert x[0] == -1 and x[255] == 1
+    assert torch.equal(data.to_uint8(x), levels)
+    assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.fixture
+def raw(home):
+    """A data folder with four files of MNIST's sizes whose bytes are not MNIST's."""
+    folder = paths.DATA / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, n in zip(data.IDX_FILES, data.IDX_BYTES, strict=True):
+        (folder / name).write_bytes(bytes(n))
+    return folder
+
+
+def test_an_altered_file_is_refused_by_name_with_the_mend(raw):
+    with pytest.raises(CorruptFile, match=r"train-images-idx3-ubyte.*MD5.*delete") as error:
+        data.load("mnist")
+    assert str(raw) in str(error.value)
+
+
+def test_a_truncated_file_is_refused_by_name_with_the_mend(raw):
+    (raw / data.IDX_FILES[0]).write_bytes(b"short")
+    with pytest.raises(CorruptFile, match=r"train-images-idx3-ubyte has 5 bytes, not 47040016: truncated; delete"):
+        data.load("mnist")
+
+
+def test_a_damaged_set_is_not_called_available(raw):
+    with pytest.raises(CorruptFile):
+        data.available("mnist")
+
+
+def test_packed_files_are_unpacked_and_a_truncated_one_leaves_nothing(raw):
+    target = raw / data.IDX_FILES[1]
+    content = target.read_bytes()
+    target.unlink()
+    packed = gzip.compress(content)
+    source = raw / f"{target.name}.gz"
+    source.write_bytes(packed[:-12])
+    with pytest.raises(CorruptFile, match=r"\.gz cannot be unpacked.*delete it"):
+        data.available("mnist")
+    assert not target.exists() and not list(raw.glob(".*"))
+    source.write_bytes(packed)
+    data._ensure_files("mnist")
+    assert target.read_bytes() == content
+
+
+def test_absent_and_not_to_be_downloaded_names_the_mend(home, monkeypatch):
+    class NoNetwork:
+        def __init__(self, *_, **options):
+            assert options == {"download": True}
+            raise OSError("network is unreachable")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", NoNetwork)
+    with pytest.raises(DataUnavailable, match=r"MNIST/raw.*DATASET=digits"):
+        data.load("mnist")
+    assert data.available("mnist") is False
+    assert data.available("digits") is True
+
+
+def test_the_first_images_are_the_first_images():
+    whole = data.load("digits")
+    assert torch.equal(whole.head(7).images, whole.images[:7]) and len(whole.head(0)) == len(whole)

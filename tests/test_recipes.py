@@ -1,0 +1,218 @@
+"""Recipes: the published counts, module swap on any network, and what survives saving and loading."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from onebit import nets
+from onebit.quantizers import WEIGHT_RULES
+from onebit.recipes import RECIPES, Recipe, audit, quantize, quantized_layers, recipe, weight_layers
+
+
+def counts(report, bits):
+    """Weights at `bits`, summed by kind of layer: the part of the name before the block's number, and its last part."""
+    found = {}
+    for row in report.layers:
+        if row.weight_bits == bits:
+            kind = f"{row.name.split('.')[0]}.{row.name.split('.')[-1]}"
+            found[kind] = found.get(kind, 0) + row.weights
+    return found
+
+
+def test_the_published_recipe_binarizes_35_percent_of_the_published_net():
+    """Source 000 at width 64, counted by hand from its layer sizes (3x3 convolutions 64-128-256 and back)."""
+    report = quantize(nets.build("resunet", 64), "published-1bit")
+    assert report.parameters == 3_689_761 == 3_690_721 - (128 + 128 + 256 + 256 + 128 + 64)
+    assert counts(report, 1) == {
+        "down.conv1": 9 * (64 * 128 + 128 * 256),  # 368,640
+        "down.conv2": 9 * (128 * 128 + 256 * 256),  # 737,280
+        "up.conv2": 9 * (128 * 128 + 64 * 64),  # 184,320
+    }
+    assert report.binary_weights == 1_290_240
+    assert report.binary_share == pytest.approx(0.3497, abs=5e-5)
+    floats = counts(report, 32)
+    assert floats["up.conv1"] == 737_280 and floats["down.resample"] == 1_310_720 and floats["up.resample"] == 327_680
+    assert sum(row.scale_bits for row in report.layers) == 16 * 960
+
+
+def test_the_published_recipe_is_4_96_megabytes():
+    """1,290,240 bits, 960 half-precision scales and 2,399,521 half-precision numbers: 1.49 times below all-half."""
+    report = quantize(nets.build("resunet", 64), "published-1bit")
+    assert report.stored_bytes == (1_290_240 + 16 * 960 + 16 * 2_399_521) / 8
+    assert 2 * 3_690_721 / report.stored_bytes == pytest.approx(1.49, abs=0.005)
+
+
+def test_the_strict_recipe_leaves_the_ends_and_the_time_embedding():
+    model = nets.build("resunet", 64)
+    report = quantize(model, "strict-1bit")
+    kept = {row.name for row in report.layers if row.weight_bits == 32}
+    assert kept == {"time_mlp", "conv_in", "conv_out", *(f"{b}.{i}.time" for b in ("down", "up") for i in (0, 1))}
+    assert report.binary_weights == 3_665_920 and report.binary_share > 0.99
+    assert all(layer.bias is not None for layer in quantized_layers(model).values())
+
+
+def test_post_training_touches_the_layers_of_strict():
+    a, b = nets.build("unet", 4), nets.build("unet", 4)
+    after, strict = quantize(a, "ptq-1bit"), quantize(b, "strict-1bit")
+    assert [row.weight_bits for row in after.layers] == [row.weight_bits for row in strict.layers]
+    assert recipe("ptq-1bit").post_training and not recipe("strict-1bit").post_training
+
+
+def test_the_control_is_left_alone():
+    model = nets.build("unet", 4)
+    report = quantize(model, "fp16")
+    assert report.binary_share == 0 and not quantized_layers(model)
+    assert all(row.weight_bits == 32 and row.scale_bits == 0 for row in report.layers)
+
+
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
+def test_any_torch_module_is_quantized_and_still_learns(rule):
+    """torchvision's ResNet-18: all but first convolution and classifier; gradients reach every latent weight."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=10)
+    names = list(weight_layers(model))
+    report = quantize(model, Recipe(weights=rule, keep_ends=True))
+    kept = [row.name for row in report.layers if row.weight_bits == 32]
+    assert kept == ["conv1", "fc"] and len(names) == 21
+    assert report.parameters == sum(p.numel() for p in resnet18(num_classes=10).parameters())
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    for name, layer in quantized_layers(model).items():
+        assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0, name
+        levels = layer.quantized_weight()[0].unique()
+        assert len(levels) == 2 and levels[0] == -levels[1]
+
+
+def one_layer(layer, rule="centred"):
+    model = nn.Sequential(layer)
+    quantize(model, Recipe(weights=rule))
+    return model[0]
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"stride": 2, "padding": 1}, {"groups": 2, "bias": False}, {"dilation": 2, "padding": 2},
+    {"padding": 1, "padding_mode": "circular"},
+])
+def test_a_swapped_convolution_is_the_convolution_with_the_quantized_weight(options):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 6, 3, **options).double()
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    twin = nn.Conv2d(4, 6, 3, **options).double()
+    twin.load_state_dict(plain.state_dict())
+    layer = one_layer(plain)
+    centred = twin.weight - twin.weight.mean((1, 2, 3), keepdim=True)
+    with torch.no_grad():
+        twin.weight.copy_(centred.abs().mean((1, 2, 3), keepdim=True) * torch.where(centred < 0, -1.0, 1.0))
+    torch.testing.assert_close(layer(x), twin(x))
+
+
+def test_a_swapped_linear_layer_is_linear_with_the_quantized_weight():
+    layer = one_layer(nn.Linear(5, 3), "xnor")
+    x = torch.randn(7, 2, 5)
+    scale = layer.weight.abs().mean(1, keepdim=True)
+    torch.testing.assert_close(layer(x), F.linear(x, scale * torch.where(layer.weight < 0, -1.0, 1.0), layer.bias))
+
+
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"stride": 3, "output_padding": 1}, {"groups": 2}])
+def test_a_swapped_transposed_convolution_scales_its_output_channels(options):
+    """Output channels lie on axis 1 (within a group), so the scale is a mean over axes 0, 2 and 3."""
+    torch.manual_seed(0)
+    layer = one_layer(nn.ConvTranspose2d(4, 6, 4, **options), "xnor")
+    x = torch.randn(2, 4, 5, 5)
+    weight = layer.weight.abs().mean((0, 2, 3), keepdim=True) * torch.where(layer.weight < 0, -1.0, 1.0)
+    torch.testing.assert_close(layer(x), F.conv_transpose2d(x, weight, layer.bias, **options))
+
+
+def test_a_swapped_transposed_convolution_takes_an_output_size():
+    layer = one_layer(nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1))
+    x = torch.randn(1, 2, 5, 5)
+    assert layer(x).shape[-2:] == (9, 9) and layer(x, output_size=[10, 10]).shape[-2:] == (10, 10)
+    with pytest.raises(ValueError, match="output size"):
+        layer(x, output_size=[12, 12])
+
+
+def test_swapping_keeps_parameters_their_names_and_float_checkpoints():
+    plain, model = nets.build("unet", 4), nets.build("unet", 4)
+    before = {name: id(p) for name, p in model.named_parameters()}
+    quantize(model, "strict-1bit")
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    model.load_state_dict(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["centred", "learned-scale"])
+def test_saved_and_loaded_in_a_new_process_it_computes_the_same_bits(rule, tmp_path):
+    script = (
+        "import sys, torch; from safetensors.torch import load_file\n"
+        "from onebit import nets; from onebit.recipes import Recipe, quantize\n"
+        "torch.set_num_threads(1); torch.manual_seed(99)\n"
+        f"model = nets.build('unet', 4); quantize(model, Recipe(weights={rule!r}, keep_ends=True))\n"
+        "model.load_state_dict(load_file(sys.argv[1])); model.eval()\n"
+        "with torch.no_grad(): y = model(torch.linspace(-1, 1, 256).view(1, 1, 16, 16), torch.tensor([7]))\n"
+        "print(y.numpy().tobytes().hex())\n"
+    )
+    torch.manual_seed(0)
+    model = nets.build("unet", 4)
+    quantize(model, Recipe(weights=rule, keep_ends=True))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    model(torch.randn(4, 1, 16, 16), torch.arange(4)).square().mean().backward()
+    optimizer.step()  # learned state has left its initial values
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    model.eval()
+    with torch.no_grad():
+        here = model(torch.linspace(-1, 1, 256).view(1, 1, 16, 16), torch.tensor([7]))
+    out = subprocess.run([sys.executable, "-c", script, str(tmp_path / "model.safetensors")], capture_output=True,
+                         text=True, check=True)
+    assert out.stdout.strip() == here.numpy().tobytes().hex()
+
+
+def test_learned_scales_are_trained_saved_and_not_counted_as_the_networks_parameters():
+    model = nets.build("unet", 4)
+    n = sum(p.numel() for p in model.parameters())
+    report = quantize(model, Recipe(weights="learned-scale", keep_ends=True))
+    assert report.parameters == n < sum(p.numel() for p in model.parameters())
+    assert "mid.conv1.rule.scale" in model.state_dict()
+
+
+def test_unknown_names_list_the_valid_ones():
+    with pytest.raises(ValueError, match=r"'2bit'.*fp16, published-1bit, strict-1bit, ptq-1bit"):
+        quantize(nets.build("unet", 4), "2bit")
+    with pytest.raises(ValueError, match=r"'ternary'.*xnor"):
+        Recipe(weights="ternary")
+
+
+def test_a_model_is_quantized_once():
+    model = nets.build("unet", 4)
+    quantize(model, "strict-1bit")
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(model, "strict-1bit")
+
+
+def test_a_recipe_that_matches_nothing_is_an_error_that_shows_the_layers():
+    with pytest.raises(ValueError, match=r"matches no layer.*mid\.conv1.*conv_out"):
+        quantize(nets.build("unet", 4), RECIPES["published-1bit"].__class__(weights="xnor", only=("nothing",)))
+    with pytest.raises(ValueError, match="matches no layer"):
+        quantize(nn.Sequential(nn.ReLU()), "strict-1bit")
+
+
+def test_a_subclass_of_a_layer_is_refused_rather_than_broken():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    with pytest.raises(ValueError, match="Own"):
+        quantize(nn.Sequential(nn.Linear(2, 2), Own(2, 2)), Recipe(weights="xnor"))
+
+
+def test_the_audit_is_a_table():
+    model = nets.build("unet", 4)
+    quantize(model, "strict-1bit")
+    table = audit(model).table()
+    assert list(table.columns) == ["name", "shape", "weights", "weight_bits", "activation_bits", "scale_bits"]
+    row = table.set_index("name").loc["mid.conv1"]
+    assert row["shape"] == (16, 16, 3, 3) and row.weights == 2304 and row.weight_bits == 1 and row.scale_bits == 16 * 16

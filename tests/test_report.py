@@ -1,0 +1,64 @@
+"""Figures and tables: where they go, what lies beside them, and that the same input gives the same bytes."""
+
+import json
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+
+from onebit import paths, plots
+from onebit.report import Report
+from onebit.study import Run, Study
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RUNS = [Run(seed=0), Run(seed=1)]
+
+
+def picture():
+    figure, ax = plt.subplots()
+    ax.plot([0, 1], [1, 0])
+    return figure
+
+
+def test_the_same_figure_has_the_same_bytes_and_a_note_of_origin(home):
+    report = Report("02", Study.named("laptop", "mnist"))
+    first = report.figure(picture(), "demo", "A line.", RUNS)
+    before = {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()}
+    assert set(before) == {"02_demo.png", "02_demo.pdf", "02_demo.png.json"}
+    report.figure(picture(), "demo", "A line.", RUNS)
+    assert {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()} == before
+    note = json.loads(first.with_name("02_demo.png.json").read_text())
+    assert note["caption"] == "A line." and note["dataset"] == "mnist" and note["profile"] == "laptop"
+    assert len(note["runs"]) == 2 and all(name.startswith("train-mnist-resunet64-fp16-s") for name in note["runs"])
+
+
+def test_a_table_is_saved_unrounded_and_shown_rounded_with_the_number_of_seeds(home):
+    frame = pd.DataFrame({"arm": ["a"], "value": [1 / 3]})
+    path = Report("02", Study.named("laptop", "mnist")).table(frame, "demo", "Thirds.", RUNS)
+    assert pd.read_csv(path).value[0] == pytest.approx(1 / 3, abs=1e-15)
+    page = path.with_suffix(".md").read_text()
+    assert "0.3333 |" in page and "0.33333" not in page
+    assert "mnist · laptop · 2 seeds" in page
+
+
+@pytest.mark.parametrize(("profile", "dataset", "folder"), [
+    ("laptop", "mnist", "figures"), ("laptop", "digits", "figures/digits"),
+    ("smoke", "mnist", "build/mnist/smoke/figures"), ("smoke", "digits", "build/digits/smoke/figures"),
+    ("paper", "mnist", "build/mnist/paper/figures"),
+])
+def test_only_the_reference_profile_writes_to_figures(home, profile, dataset, folder):
+    assert Report("01", Study.named(profile, dataset)).folder == home / folder
+
+
+def test_a_mosaic_keeps_reading_order():
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    assert plots.mosaic(images, 2).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]]
+
+
+def test_every_recipe_has_its_colour():
+    from onebit.recipes import RECIPES
+
+    assert set(plots.COLOURS) == set(RECIPES)

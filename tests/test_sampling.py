@@ -1,0 +1,190 @@
+"""Samplers against float64 implementations of the papers' equations; images that depend on nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onebit import nets
+from onebit.sampling import SAMPLERS, generators, sample, scheduler
+
+SHAPE = (1, 4, 4)
+BETA = np.linspace(1e-4, 0.02, 1000)
+ALPHA_BAR = np.cumprod(1 - BETA)
+
+
+class Toy(nn.Module):
+    """The exact noise predictor of Gaussian data, sd 0.4, plus a bend that no sampler treats exactly."""
+
+    def __init__(self, variance=0.16):
+        super().__init__()
+        self.variance = nn.Parameter(torch.tensor(variance))
+
+    def forward(self, x, timestep):
+        bar = torch.from_numpy(ALPHA_BAR)[timestep].to(x.dtype)[:, None, None, None]
+        exact = (1 - bar).sqrt() * x / (bar * self.variance + 1 - bar)
+        return exact + 0.3 * bar.sqrt() * (1 - bar).sqrt() * torch.sin(2 * x)
+
+
+def eps(x, t, variance=0.16):
+    bar = ALPHA_BAR[t]
+    return np.sqrt(1 - bar) * x / (bar * variance + 1 - bar) + 0.3 * np.sqrt(bar * (1 - bar)) * np.sin(2 * x)
+
+
+def draws(seed, index, n):
+    """The first n standard normal images of one image's own generator, as float64."""
+    (generator,) = generators(seed, [index])
+    return [torch.randn(SHAPE, generator=generator).double().numpy() for _ in range(n)]
+
+
+def grid(steps):
+    """Trailing spacing: T-1, T-1-c, ..., c-1 for c = T / steps."""
+    return np.arange(1000, 0, -1000 / steps).round().astype(int) - 1
+
+
+def ddpm(steps, seed, index):
+    """DDPM (arXiv:2006.11239) Alg. 2 with sigma_t^2 = beta_t; needs the full grid, where t - 1 follows t."""
+    noise = draws(seed, index, steps)
+    x = noise[0]
+    for i, t in enumerate(range(999, -1, -1)):
+        z = noise[i + 1] if t else 0.0
+        x = (x - BETA[t] / np.sqrt(1 - ALPHA_BAR[t]) * eps(x, t)) / np.sqrt(1 - BETA[t]) + np.sqrt(BETA[t]) * z
+    return x
+
+
+def ddim(steps, seed, index):
+    """DDIM (arXiv:2010.02502) Eq. 12 with eta = 0; alpha_bar = 1 after the last step."""
+    (x,), ts = draws(seed, index, 1), grid(steps)
+    for i, t in enumerate(ts):
+        after = ALPHA_BAR[ts[i + 1]] if i + 1 < len(ts) else 1.0
+        e = eps(x, t)
+        x0 = (x - np.sqrt(1 - ALPHA_BAR[t]) * e) / np.sqrt(ALPHA_BAR[t])
+        x = np.sqrt(after) * x0 + np.sqrt(1 - after) * e
+    return x
+
+
+def transfer(x, e, t, s):
+    """phi of PNDM (arXiv:2202.09778) Eq. 11: from alpha_bar t to alpha_bar s."""
+    factor = (s - t) / (np.sqrt(t) * (np.sqrt((1 - s) * t) + np.sqrt((1 - t) * s)))
+    return np.sqrt(s / t) * x - factor * e
+
+
+def pndm(steps, seed, index):
+    """PLMS: Adams-Bashforth on eps (Eq. 12), started by one Heun-like repetition of the first step."""
+    (x,), ts = draws(seed, index, 1), grid(steps)
+    bar = [*ALPHA_BAR[ts], 1.0]
+    first = eps(x, ts[0])
+    guess = transfer(x, first, bar[0], bar[1])
+    x = transfer(x, (first + eps(guess, ts[1])) / 2, bar[0], bar[1])
+    history = [first]
+    for i in range(1, steps):
+        history.append(eps(x, ts[i]))
+        weights = {2: [3, -1], 3: [23, -16, 5]}.get(len(history), [55, -59, 37, -9])
+        e = sum(w * h for w, h in zip(weights, history[::-1], strict=False)) / sum(weights)
+        x = transfer(x, e, bar[i], bar[i + 1])
+    return x
+
+
+def dpm_solver(steps, seed, index):
+    """DPM-Solver++(2M) (arXiv:2211.01095) Alg. 2, its first and last step of first order, sigma = 0 at the end."""
+    (x,), ts = draws(seed, index, 1), grid(steps)
+    alpha, sigma = np.sqrt(ALPHA_BAR[ts]), np.sqrt(1 - ALPHA_BAR[ts])
+    lam = np.log(alpha / sigma)
+    before = None
+    for i, t in enumerate(ts):
+        x0 = (x - sigma[i] * eps(x, t)) / alpha[i]
+        if i + 1 == len(ts):
+            return x0  # alpha = 1, sigma = 0: the first-order step lands on the prediction
+        h, data = lam[i + 1] - lam[i], x0
+        if before is not None:
+            r = (lam[i] - lam[i - 1]) / h
+            data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h) * data
+        before = x0
+    return x
+
+
+@pytest.mark.parametrize(("name", "oracle", "steps"), [
+    ("ddpm", ddpm, 1000), ("ddim", ddim, 50), ("ddim", ddim, 8), ("pndm", pndm, 20), ("dpm-solver++", dpm_solver, 12),
+    ("dpm-solver++", dpm_solver, 20),
+])
+def test_a_whole_trajectory_follows_the_papers_equations(name, oracle, steps):
+    got = sample(Toy(), [3, 8], shape=SHAPE, sampler=name, steps=steps, seed=5).double().numpy()
+    for row, index in zip(got, (3, 8), strict=True):
+        expected = oracle(steps, 5, index)
+        assert (np.abs(expected) < 1).mean() > 0.5, "clamped nearly everywhere: nothing would be compared"
+        np.testing.assert_allclose(row, expected.clip(-1, 1), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_grid_starts_where_training_ended(name):
+    steps = 1000 if name == "ddpm" else 10
+    visited = scheduler(name, steps).timesteps
+    assert visited[0] == 999
+    assert len(visited) == steps + (name == "pndm")
+
+
+def test_the_noise_schedule_is_ours_in_every_scheduler():
+    for name in SAMPLERS:
+        np.testing.assert_allclose(scheduler(name, 10).alphas_cumprod.double().numpy(), ALPHA_BAR, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_is_the_same_alone_and_in_any_batch(name):
+    torch.manual_seed(0)
+    model = nets.build("unet", 4)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))  # its zero-initialised layers would hide a leak between images
+    options = dict(shape=(1, 16, 16), sampler=name, steps=5, seed=2)
+    together = sample(model, 7, batch=7, **options)
+    for batch in (1, 3):
+        torch.testing.assert_close(sample(model, 7, batch=batch, **options), together, atol=1e-4, rtol=0)
+    torch.testing.assert_close(sample(model, [5], **options)[0], together[5], atol=1e-4, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_all_models_start_from_the_same_noise_and_seeds_differ():
+    seen = []
+
+    class Spy(Toy):
+        def forward(self, x, timestep):
+            seen.append(x.clone())
+            return super().forward(x, timestep)
+
+    for variance, seed in ((0.1, 0), (0.9, 0), (0.1, 1)):
+        sample(Spy(variance), 2, shape=SHAPE, steps=1, seed=seed)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    torch.testing.assert_close(seen[0][1].double().numpy(), draws(0, 1, 1)[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
+    class Mode(Toy):
+        def forward(self, x, timestep):
+            assert not self.training
+            if timestep[0] < 500:
+                raise RuntimeError("boom")
+            return super().forward(x, timestep)
+
+    model = Mode().train(training)
+    sample(model, 1, shape=SHAPE, steps=1)
+    assert model.training is training
+    with pytest.raises(RuntimeError, match="boom"):
+        sample(model, 1, shape=SHAPE, steps=4)
+    assert model.training is training
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"sampler": "euler"}, "dpm-solver"), ({"steps": 0}, "1..1000"), ({"steps": 1001}, "1..1000"),
+    ({"steps": 7}, "divide 1000"), ({"sampler": "pndm", "steps": 30}, "divide 1000"),
+])
+def test_bad_requests_name_what_is_valid(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(Toy(), 1, shape=SHAPE, **options)
+
+
+@pytest.mark.parametrize("indices", [0, [], [-1]])
+def test_an_empty_or_negative_request_is_refused(indices):
+    with pytest.raises(ValueError, match="image numbers"):
+        sample(Toy(), indices, shape=SHAPE)

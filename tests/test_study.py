@@ -1,0 +1,259 @@
+"""Runs, profiles, keyed results and the engine, on the embedded digits."""
+
+import io
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from onebit import data, metrics
+from onebit.errors import DataUnavailable
+from onebit.judge import look
+from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engine, results, tables
+from onebit.study.__main__ import main
+from onebit.study.profiles import Job
+
+TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=1e-3, ema=0.9, precision="float32")
+FEW = SampleSpec("ddim", 4, 140)
+
+
+def test_every_field_of_a_run_changes_its_key():
+    other = {
+        "dataset": "digits:1",
+        "net": "resunet",
+        "width": 8,
+        "recipe": "strict-1bit",
+        "steps": 21,
+        "batch": 16,
+        "lr": 2e-3,
+        "warmup": 1,
+        "decay": "cosine",
+        "ema": 0.5,
+        "seed": 1,
+        "precision": "bfloat16",
+    }
+    assert set(other) == set(asdict(TINY))
+    keys = {results.training_entry(replace(TINY, **{k: v})).key for k, v in other.items()}
+    assert len(keys) == len(other) and results.training_entry(TINY).key not in keys
+
+
+def test_the_key_of_a_run_is_pinned():
+    """It names folders that are committed: if this fails, every released result is orphaned."""
+    assert results.training_entry(Run()).key == PINNED_KEY
+
+
+PINNED_KEY = "7cd45ae852f7"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "valid"),
+    [
+        ("dataset", "cifar", "mnist"),
+        ("dataset", "mnist:x", "mnist:01"),
+        ("net", "vit", "resunet"),
+        ("recipe", "1bit", "strict-1bit"),
+        ("decay", "step", "cosine"),
+    ],
+)
+def test_a_bad_field_lists_the_valid_ones(field, value, valid):
+    with pytest.raises(ValueError, match=valid):
+        replace(TINY, **{field: value})
+
+
+def test_unknown_profile_and_subset_as_data_set_are_refused():
+    with pytest.raises(ValueError, match=r"smoke.*laptop.*paper"):
+        Study.named("huge", "mnist")
+    with pytest.raises(ValueError, match="chooses class subsets itself"):
+        Study.named("smoke", "mnist:1")
+
+
+def test_the_paper_profile_is_the_published_protocol_and_a_better_one():
+    """Source 000: width 64, 20 epochs of 468 batches, Adam 1e-3 constant, no averaging."""
+    runs = Study.named("paper", "mnist").resunet(recipes=("fp16",))
+    published, modern = runs[0], runs[-1]
+    assert (published.width, published.steps, published.batch, published.lr) == (64, 9_360, 128, 1e-3)
+    assert (published.warmup, published.decay, published.ema) == (0, "constant", 0.0)
+    assert modern.ema > 0 and modern.decay == "cosine" and modern.steps == published.steps
+    assert len({run.seed for run in runs}) >= 3
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("dataset", ["mnist", "digits"])
+def test_the_grid_holds_every_arm_of_the_study_once(profile, dataset):
+    study = Study.named(profile, dataset)
+    assert {run.recipe for run in study.unet()} == {"fp16", "strict-1bit", "ptq-1bit"}
+    for subset in ("", ":01", ":1"):
+        arms = study.resunet(subset)
+        assert {run.recipe for run in arms} == {"fp16", "published-1bit", "strict-1bit", "ptq-1bit"}
+        assert {run.dataset for run in arms} == {dataset + subset}
+    names = [job.entry.name for job in study.jobs()]
+    assert len(names) == len(set(names))
+    assert len({run.width for run in study.resunet()}) == 1
+
+
+def test_a_run_is_trained_sampled_and_judged_from_keyed_results(home):
+    """Metrics recomputed from the parts: features of the stored samples against features of the training images."""
+    spec = results.JudgeSpec("digits", 0, 1)
+    found = results.metrics(TINY, FEW, spec, 500, 140)
+    images = results.samples(TINY, FEW)
+    assert images.shape == (140, 1, 16, 16) and images.dtype == torch.uint8
+    features, probabilities = look(results.judge(spec), images)
+    real, _ = look(results.judge(spec), data.load("digits").images[:500])
+    expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
+    assert found["frechet"] == pytest.approx(expected, rel=1e-9)
+    assert found["judge_confidence"] == pytest.approx(probabilities.max(1).values.double().mean().item(), rel=1e-6)
+    assert {entry.split("-")[0] for entry in (p.name for p in cache.paths.RUNS.glob("*-*"))} == {
+        "judge",
+        "reference",
+        "train",
+        "samples",
+        "metrics",
+    }
+    log = results.loss_log(TINY)
+    assert list(log.columns) == ["step", "loss", "lr", "sign_flips"] and np.isfinite(log.loss).all()
+    assert list(results.snapshots(TINY)) == [1, 4, 10, 20]
+
+
+def test_released_results_need_no_data(home, monkeypatch):
+    first = results.samples(TINY, FEW)
+    for folder in list(cache.paths.RUNS.glob("[a-z]*")):
+        cache.release(folder)
+    monkeypatch.setattr(cache.paths, "RUNS", home / "elsewhere")
+
+    def unavailable(*_):
+        raise DataUnavailable("cut off")
+
+    monkeypatch.setattr(data, "load", unavailable)
+    assert torch.equal(results.samples(TINY, FEW), first)
+    assert results.weights(TINY, average=True).training is False
+    with pytest.raises(DataUnavailable):
+        results.training(replace(TINY, seed=1))
+
+
+def test_post_training_binarization_trains_nothing_of_its_own(home):
+    afterwards = replace(TINY, recipe="ptq-1bit")
+    assert results.training(afterwards) == results.training(TINY)
+    latent, binary = results.weights(TINY), results.weights(afterwards)
+    assert torch.equal(latent.mid.conv1.weight, binary.mid.conv1.weight)
+    levels = binary.mid.conv1.quantized_weight()[0].unique()
+    assert len(levels) == 2 and levels[0] == -levels[1]
+
+
+def test_all_arms_of_a_seed_start_from_the_same_weights():
+    a, b = results.new_model(TINY), results.new_model(replace(TINY, recipe="strict-1bit"))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    c = results.new_model(replace(TINY, seed=1))
+    assert not torch.equal(a.mid.conv1.weight, c.mid.conv1.weight)
+
+
+def test_averaged_weights_of_a_run_without_them_are_refused(home):
+    with pytest.raises(ValueError, match="keeps no averaged weights"):
+        results.weights(replace(TINY, ema=0.0), average=True)
+
+
+def test_weights_loaded_in_a_new_process_compute_the_same_bits(home):
+    run = replace(TINY, recipe="strict-1bit")
+    results.training(run)
+    script = (
+        "import sys, torch; from pathlib import Path; from onebit import paths\n"
+        "torch.set_num_threads(1); paths.RUNS = Path(sys.argv[1])\n"
+        "from onebit.study import results; from onebit.study.run import Run\n"
+        f"model = results.weights({run!r})\n"
+        "x = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)\n"
+        "with torch.no_grad(): print(model(x, torch.tensor([500])).double().numpy().tobytes().hex())\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(cache.paths.RUNS)], capture_output=True, text=True, check=True
+    )
+    with torch.no_grad():
+        here = results.weights(run)(torch.linspace(-1, 1, 256).view(1, 1, 16, 16), torch.tensor([500]))
+    assert out.stdout.strip() == here.double().numpy().tobytes().hex()
+
+
+def test_the_engine_reports_a_failure_and_still_computes_the_rest(home, capsys):
+    done = []
+
+    def job(name, error=None):
+        def compute(wait=True):
+            if error:
+                raise error
+            done.append(name)
+
+        return Job(cache.Entry("demo", name, {}), compute)
+
+    failures = engine.work([job("a"), job("b", RuntimeError("boom")), job("c")])
+    assert done == ["a", "c"] and [str(e) for _, e in failures] == ["boom"]
+    assert "FAILED demo-b" in capsys.readouterr().err
+
+
+def test_the_engine_comes_back_to_what_another_process_had_in_hand(home, monkeypatch):
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.01)
+    order, busy = [], iter([True, True, False])
+
+    def first(wait=True):
+        if next(busy):
+            raise cache.Busy("elsewhere")
+        order.append("first")
+
+    engine.work(
+        [
+            Job(cache.Entry("demo", "first", {}), first),
+            Job(cache.Entry("demo", "second", {}), lambda wait=True: order.append("second")),
+        ]
+    )
+    assert order == ["second", "first"]
+
+
+class TestPrepare:
+    """The three cases of `make paper`, each said in one line."""
+
+    @staticmethod
+    def call(*arguments):
+        out = io.StringIO()
+        with redirect_stdout(out):
+            status = main(["prepare", *arguments])
+        return status, out.getvalue().split()
+
+    @pytest.fixture
+    def computed(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(engine, "run", lambda study, jobs: calls.append((study.dataset, study.profile.name)) and 0)
+        return calls
+
+    def test_everything_there_renders_whatever_data_is_present(self, home, computed, monkeypatch, capsys):
+        monkeypatch.setattr(cache, "find", lambda entry: home)
+        monkeypatch.setattr(data, "available", lambda name: False)
+        assert self.call("--profile", "laptop") == (0, ["mnist", "laptop"])
+        assert "rendering" in capsys.readouterr().err and computed == []
+
+    def test_something_missing_with_data_at_hand_is_computed(self, home, computed, monkeypatch, capsys):
+        monkeypatch.setattr(data, "available", lambda name: True)
+        assert self.call("--profile", "smoke") == (0, ["mnist", "smoke"])
+        assert "computing" in capsys.readouterr().err and computed == [("mnist", "smoke")]
+
+    def test_something_missing_without_data_runs_on_digits_and_says_so(self, home, computed, monkeypatch, capsys):
+        monkeypatch.setattr(data, "available", lambda name: name == "digits")
+        assert self.call("--profile", "smoke") == (0, ["digits", "smoke"])
+        assert "embedded digits instead" in capsys.readouterr().err and computed == [("digits", "smoke")]
+
+    def test_a_data_set_asked_for_by_name_is_never_swapped(self, home, computed, monkeypatch, capsys):
+        monkeypatch.setattr(data, "available", lambda name: False)
+        assert self.call("--profile", "smoke", "--dataset", "kmnist") == (1, [])
+        assert "DATASET=digits" in capsys.readouterr().err and computed == []
+
+    def test_failed_runs_fail_the_command(self, home, monkeypatch):
+        monkeypatch.setattr(data, "available", lambda name: True)
+        monkeypatch.setattr(engine, "run", lambda study, jobs: 1)
+        assert self.call("--profile", "smoke")[0] == 1
+
+
+def test_latent_weights_put_output_channels_first(home):
+    tensors = tables.latent_weights(TINY)
+    model = results.weights(TINY)
+    assert torch.equal(tensors["mid.conv1"], model.mid.conv1.weight)
+    assert torch.equal(tensors["upsample.0"], model.upsample[0].weight.transpose(0, 1))
+    assert "conv_in" not in tensors and not any("time" in name for name in tensors)

@@ -1,0 +1,250 @@
+"""The training loop: determinism, resuming, averaging, and stopping at a loss that is not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onebit import checkpoint, nets, recipes
+from onebit.errors import Diverged
+from onebit.train import LOG_EVERY, Batches, Settings, averaged, resolve_precision, train
+
+SETTINGS = Settings(steps=50, batch=16, lr=1e-3, warmup=5, decay="cosine", ema=0.9, seed=3, precision="float32")
+
+
+def new_model(recipe="strict-1bit", net="unet"):
+    torch.manual_seed(0)
+    model = nets.build(net, 4)
+    recipes.quantize(model, recipe)
+    return model
+
+
+def run(folder, images, settings=SETTINGS, model=None, **options):
+    return train(model or new_model(), images, settings, folder, progress=False, **options)
+
+
+def same_results(a, b):
+    files = ("model.safetensors", "ema.safetensors", "loss.csv")
+    return all((a / file).read_bytes() == (b / file).read_bytes() for file in files)
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path, images):
+    run(tmp_path / "a", images)
+    run(tmp_path / "b", images)
+    assert same_results(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_first_losses_are_pinned(tmp_path, images):
+    """When this moves, what a Run produces has changed: bump train.VERSION, then these numbers."""
+    losses = []
+    settings = replace(SETTINGS, steps=3)
+    batches = Batches(images, settings)
+    model = new_model("fp16").train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for step in range(3):  # the loop written out, without autocast, channels_last or fused Adam
+        x0, noise, t = batches(step)
+        alpha_bar = (
+            torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[t].float().view(-1, 1, 1, 1)
+        )
+        loss = (model(alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise, t) - noise).square().mean()
+        optimizer.param_groups[0]["lr"] = settings.lr_at(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    run(tmp_path, images, settings, new_model("fp16"))
+    assert pd.read_csv(tmp_path / "loss.csv").loss[0] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert losses == pytest.approx(PINNED, rel=1e-4)
+
+
+PINNED = [0.8653833270072937, 0.8054353594779968, 0.8368097543716431]
+
+
+def test_a_killed_process_resumes_and_ends_with_the_same_weights(tmp_path, images):
+    """SIGKILL in mid-run, in a process of its own; then the same call again."""
+    torch.save(images, tmp_path / "images.pt")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time, torch; from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "torch.set_num_threads(1)\n"
+        "from test_train import new_model, SETTINGS, run\n"
+        f"images = torch.load({str(tmp_path / 'images.pt')!r})\n"
+        f"run(Path({str(tmp_path / 'killed')!r}), images, checkpoint_seconds=0, on_log=lambda row: time.sleep(0.5))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script), os.path.dirname(__file__)])
+    note = tmp_path / "killed" / checkpoint.NOTE
+    deadline = time.monotonic() + 120
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert 0 < json.loads(note.read_text())["step"] < SETTINGS.steps
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    run(tmp_path / "killed", images)
+    run(tmp_path / "whole", images)
+    assert same_results(tmp_path / "killed", tmp_path / "whole")
+    assert not note.exists()
+
+
+def stop_at(step):
+    def on_log(row):
+        if row["step"] == step:
+            raise KeyboardInterrupt
+
+    return on_log
+
+
+def interrupted(folder, images):
+    """A run stopped at step 40, whose checkpoint is of step 20."""
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, images, checkpoint_seconds=0, on_log=stop_at(2 * LOG_EVERY))
+    return next(folder.glob("checkpoint-*.safetensors"))
+
+
+def test_a_damaged_checkpoint_is_reported_set_aside_and_not_trusted(tmp_path, images):
+    path = interrupted(tmp_path / "damaged", images)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        run(tmp_path / "damaged", images)
+    run(tmp_path / "whole", images)
+    assert same_results(tmp_path / "damaged", tmp_path / "whole")
+    assert path.with_name(f"{path.name}.corrupt").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(tmp_path, images, monkeypatch):
+    from onebit import train as module
+
+    def poisoned(model, x0, noise, timestep):
+        poisoned.calls += 1
+        return original(model, x0, noise, timestep) * (float("nan") if poisoned.calls == 27 else 1)
+
+    original, poisoned.calls = module.noise_loss, 0
+    monkeypatch.setattr(module, "noise_loss", poisoned)
+    with pytest.raises(Diverged, match="step 27"):
+        run(tmp_path, images, checkpoint_seconds=0)
+    assert json.loads((tmp_path / checkpoint.NOTE).read_text())["step"] == LOG_EVERY
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_two_arms_see_the_same_batches_and_noise(images):
+    a, b = Batches(images, SETTINGS), Batches(images, replace(SETTINGS, lr=1.0, ema=0.0))
+    for step in (0, 7, 18, 19, 40):
+        assert all(torch.equal(p, q) for p, q in zip(a(step), b(step), strict=True))
+    other = Batches(images, replace(SETTINGS, seed=4))
+    assert not torch.equal(a(0)[1], other(0)[1])
+
+
+def test_an_epoch_shows_every_image_once_and_drops_the_short_batch(images):
+    images = images.clone()
+    images[:, 0, 0, 0] = torch.arange(300) % 256  # a mark; 0..43 occur twice
+    batches = Batches(images, SETTINGS)
+    assert batches.per_epoch == 300 // 16
+    shown = torch.cat([((batches(s)[0][:, 0, 0, 0] + 1) * 127.5).round() for s in range(batches.per_epoch)])
+    counts = torch.bincount(shown.long(), minlength=256)
+    assert counts.sum() == 18 * 16 and counts.max() <= 2
+    second = torch.cat([batches(batches.per_epoch + s)[0] for s in range(2)])
+    assert not torch.equal(second, torch.cat([batches(s)[0] for s in range(2)]))
+
+
+def test_the_learning_rate_rises_then_falls_as_the_cosine():
+    settings = Settings(steps=100, lr=2.0, warmup=10, decay="cosine")
+    assert settings.lr_at(0) == pytest.approx(0.2)
+    assert settings.lr_at(50) == pytest.approx(1.0)
+    assert settings.lr_at(99) == pytest.approx(1 + np.cos(np.pi * 0.99))
+    assert Settings(steps=100, lr=2.0).lr_at(99) == 2.0
+
+
+def test_averaged_weights_follow_the_recursion_and_get_their_own_statistics(tmp_path, images):
+    """EMA with decay min(d, (1 + k) / (10 + k)), k counting steps from 0, against the weights after every step."""
+    model, path = new_model("fp16"), []
+    settings = replace(SETTINGS, steps=3)
+    start = [p.detach().clone() for p in model.parameters()]
+    run(
+        tmp_path,
+        images,
+        settings,
+        model,
+        snapshot=lambda m: path.append([p.detach().clone() for p in m.parameters()]) or torch.zeros(1),
+        snapshot_steps=(1, 2, 3),
+    )
+    expected = start
+    for k, weights in enumerate(path):
+        decay = min(settings.ema, (1 + k) / (10 + k))
+        expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)]
+    stored = load_file(tmp_path / "ema.safetensors")
+    for (name, _), value in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(stored[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(
+        stored["norm_out.running_var"], load_file(tmp_path / "model.safetensors")["norm_out.running_var"]
+    )
+
+
+def test_statistics_of_averaged_weights_are_means_over_fresh_batches(images, monkeypatch):
+    from onebit import train as module
+
+    monkeypatch.setattr(module, "BATCH_NORM_BATCHES", 4)
+    model = new_model("fp16")
+    batches = Batches(images, SETTINGS)
+    seen = []
+    twin = averaged(model, [p.detach().clone() for p in model.parameters()], batches)
+    hook = model.down[0].norm1.register_forward_pre_hook(lambda m, args: seen.append(args[0].mean(dim=(0, 2, 3))))
+    for step in range(4):
+        module.noise_loss(model, *batches(step))
+    hook.remove()
+    torch.testing.assert_close(twin.down[0].norm1.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+    assert twin.down[0].norm1.momentum == model.down[0].norm1.momentum
+
+
+def test_sign_flips_count_the_share_of_signs_that_changed(tmp_path, images):
+    """One binary layer, its latent weights moved by hand between two log rows: 3 of 9 signs change."""
+    from onebit.train import _Log
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False))
+    recipes.quantize(model, recipes.Recipe(weights="sign"))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    state = checkpoint.State(model, torch.optim.Adam(model.parameters()), [], step=1)
+    log = _Log(state, batch=1, progress=False, steps=1, on_log=None)
+    with torch.no_grad():
+        model[0].weight[0] = -1.0
+    log.add(torch.tensor(1.0), lr=0.1)
+    log.close()
+    assert state.log == [{"step": 1, "loss": 1.0, "lr": 0.1, "sign_flips": pytest.approx(3 / 9)}]
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path, images):
+    with pytest.raises(ValueError, match="fewer than one batch of 512"):
+        run(tmp_path, images, replace(SETTINGS, batch=512))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "valid"), [("decay", "linear", "cosine"), ("precision", "int8", "bfloat16")]
+)
+def test_unknown_settings_list_the_valid_ones(field, value, valid):
+    with pytest.raises(ValueError, match=valid):
+        Settings(steps=1, **{field: value})
+
+
+def test_precision_is_taken_as_said_and_auto_names_one():
+    assert resolve_precision("bfloat16") == "bfloat16"
+    assert resolve_precision("auto") in ("float32", "bfloat16")
+
+
+def test_bfloat16_autocast_trains_near_the_float32_loss(tmp_path, images):
+    run(tmp_path / "a", images)
+    run(tmp_path / "b", images, replace(SETTINGS, precision="bfloat16"))
+    a, b = (pd.read_csv(tmp_path / x / "loss.csv").loss for x in "ab")
+    assert not a.equals(b)
+    np.testing.assert_allclose(a, b, rtol=0.05)
