@@ -122,3 +122,13 @@ def test_absent_and_not_to_be_downloaded_names_the_mend(home, monkeypatch):
 def test_the_first_images_are_the_first_images():
     whole = data.load("digits")
     assert torch.equal(whole.head(7).images, whole.images[:7]) and len(whole.head(0)) == len(whole)
+
+
+def test_a_random_draw_takes_every_image_at_most_once_and_depends_on_its_seed():
+    whole = data.load("digits")
+    marked = data.Dataset("x", "train", torch.arange(1437).view(-1, 1, 1, 1), torch.arange(1437))
+    drawn = marked.draw(300)
+    assert len(set(drawn.labels.tolist())) == 300 and torch.equal(drawn.images.flatten(), drawn.labels)
+    assert torch.equal(drawn.labels, marked.draw(300).labels)
+    assert not torch.equal(drawn.labels, marked.draw(300, seed=1).labels)
+    assert len(whole.draw(5_000)) == len(whole)

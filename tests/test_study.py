@@ -102,7 +102,7 @@ def test_a_run_is_trained_sampled_and_judged_from_keyed_results(home):
     images = results.samples(TINY, FEW)
     assert images.shape == (140, 1, 16, 16) and images.dtype == torch.uint8
     features, probabilities = look(results.judge(spec), images)
-    real, _ = look(results.judge(spec), data.load("digits").images[:500])
+    real, _ = look(results.judge(spec), data.load("digits").draw(500).images)
     expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
     assert found["frechet"] == pytest.approx(expected, rel=1e-9)
     assert found["judge_confidence"] == pytest.approx(probabilities.max(1).values.double().mean().item(), rel=1e-6)

@@ -55,6 +55,14 @@ class Dataset:
         """The first n images; all of them for n = 0."""
         return replace(self, images=self.images[:n], labels=self.labels[:n]) if n else self
 
+    def draw(self, n: int, seed: int = 0) -> "Dataset":
+        """n images at random, without replacement; all of them, shuffled, if there are fewer.
+
+        MNIST's files are not shuffled: the first half of its test split is by tidier writers than the second.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
+        return replace(self, images=self.images[order], labels=self.labels[order])
+
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
     """Split `mnist:01` into ("mnist", (0, 1)); without a colon all ten classes are meant.

@@ -156,24 +156,27 @@ def judge_accuracy(spec: JudgeSpec) -> float:
 def reference_entry(spec: JudgeSpec, n_train: int, n_test: int) -> Entry:
     """Name and key of the real data's statistics."""
     return Entry("reference", spec.dataset, {"judge": asdict(spec), "n_train": n_train, "n_test": n_test,
-                                             "version": EVALUATION_VERSION})
+                                             "controls": "random, file order", "version": EVALUATION_VERSION})
 
 
 def reference(spec: JudgeSpec, n_train: int, n_test: int, wait: bool = True) -> tuple[Gaussian, dict]:
-    """Feature statistics of the first `n_train` training images, and the controls measured on real test images.
+    """Feature statistics of `n_train` training images drawn at random, and controls measured on real test images.
 
-    Returns   the Gaussian, and {"frechet_floor", "judge_confidence"} of the first `n_test` test images: what a perfect
-              generator would score.
+    Returns   the Gaussian, and a dictionary: "frechet_floor" and "judge_confidence" of `n_test` test images drawn at
+              random, which is what a perfect generator would score; "frechet_file_order" of the first `n_test`.
     """
 
     def compute(work: Path) -> dict:
         seer = judge(spec, wait)
-        features, _ = look(seer, data.load(spec.dataset, "train").images[:n_train])
-        test_features, test_probabilities = look(seer, data.load(spec.dataset, "test").images[:n_test])
+        features, _ = look(seer, data.load(spec.dataset, "train").draw(n_train).images)
+        test = data.load(spec.dataset, "test")
+        test_features, test_probabilities = look(seer, test.draw(n_test).images)
+        first_features, _ = look(seer, test.head(n_test).images)
         real = Gaussian.fit(features)
         _save_arrays(work / "reference.npz", mean=real.mean, covariance=real.covariance)
         write_json(work / "controls.json", {
             "frechet_floor": frechet_distance(Gaussian.fit(test_features), real),
+            "frechet_file_order": frechet_distance(Gaussian.fit(first_features), real),
             "judge_confidence": judge_confidence(test_probabilities),
         })
         return {}
@@ -198,10 +201,11 @@ def pictures(dataset: str, wait: bool = True) -> Tensor:
     return torch.from_numpy(_arrays(cache.get(pictures_entry(dataset), compute, wait) / "pictures.npz")["images"])
 
 
-def metrics_entry(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int) -> Entry:
-    """Name and key of a sample set's metrics."""
+def metrics_entry(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int, n_test: int) -> Entry:
+    """Name and key of a sample set's metrics, which holds for one judge and one reference."""
+    real = reference_entry(judged, n_train, n_test).key
     return Entry("metrics", run.label, {"run": run.spec, "samples": asdict(spec), "judge": asdict(judged),
-                                        "n_train": n_train, "version": EVALUATION_VERSION})
+                                        "reference": real, "version": EVALUATION_VERSION})
 
 
 def metrics(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int, n_test: int, wait: bool = True) -> dict:
@@ -216,7 +220,7 @@ def metrics(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int, n_test:
         })
         return {}
 
-    folder = cache.get(metrics_entry(run, spec, judged, n_train), compute, wait)
+    folder = cache.get(metrics_entry(run, spec, judged, n_train, n_test), compute, wait)
     return json.loads((folder / "metrics.json").read_text())
 
 
