@@ -52,7 +52,7 @@ PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
         name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(1, 1, 1), unet_steps=40,
-        unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN | {"warmup": 5}},
+        unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=200, sample_steps=5, grid_steps=10, judge_images=2_000, judge_epochs=1, reference_images=1_000,
     ),
     # a reader without a GPU
@@ -73,8 +73,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
     "smoke": {"samples": 160, "judge_images": 0, "judge_epochs": 2},
     "laptop": {
         "resunet_epochs": (20, 60, 100), "unet_steps": 500, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
-        "protocols": {"modern": MODERN | {"warmup": 30}}, "samples": 500, "sample_steps": 25, "grid_steps": 250,
-        "judge_epochs": 20,
+        "samples": 500, "sample_steps": 25, "grid_steps": 250, "judge_epochs": 20,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20},
 }
@@ -180,5 +179,7 @@ class Study:
 
     @staticmethod
     def _arms(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:
-        return [replace(base, recipe=recipe, seed=seed, **protocol)
-                for protocol in protocols.values() for recipe in recipes for seed in seeds]
+        return [replace(base, recipe=recipe, seed=seed, **protocol | {"warmup": warmup})
+                for protocol in protocols.values()
+                for warmup in [min(protocol.get("warmup", 0), base.steps // 4)]  # a short run is not all warm-up
+                for recipe in recipes for seed in seeds]
