@@ -69,11 +69,11 @@ PROFILES = {
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
     ),
 }
-DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are 11 steps
+DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
     "smoke": {"samples": 160, "judge_images": 0, "judge_epochs": 2},
     "laptop": {
-        "resunet_epochs": (20, 60, 100), "unet_steps": 500, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
-        "samples": 500, "sample_steps": 25, "grid_steps": 250, "judge_epochs": 20,
+        "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
+        "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20},
 }
