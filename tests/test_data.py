@@ -1,6 +1,8 @@
 """Data sets: sizes, subsets, and what becomes of damaged or absent files.  No test uses the network."""
 
 import gzip
+import hashlib
+import struct
 
 import numpy as np
 import pytest
@@ -132,3 +134,71 @@ def test_a_random_draw_takes_every_image_at_most_once_and_depends_on_its_seed():
     assert torch.equal(drawn.labels, marked.draw(300).labels)
     assert not torch.equal(drawn.labels, marked.draw(300, seed=1).labels)
     assert len(whole.draw(5_000)) == len(whole)
+
+
+def test_every_pixel_of_digits_is_the_bilinear_value_rounded():
+    """numpy: out = A grey A^T, rows of A with 3/4 and 1/4 of the two nearest sources, the edge repeated.  Exact."""
+    a = np.zeros((16, 8))
+    for i in range(16):
+        near, far = i // 2, i // 2 + (1 if i % 2 else -1)
+        a[i, near] += 0.75
+        a[i, min(max(far, 0), 7)] += 0.25
+    expected = np.rint(a @ (load_digits().images * 255 / 16) @ a.T)
+    got = torch.cat([data.load("digits").images, data.load("digits", "test").images])[:, 0]
+    np.testing.assert_array_equal(got.numpy(), expected)
+
+
+@pytest.fixture
+def kuzushiji(home):
+    """A data folder with four sound files of KMNIST's sizes: zeros, but for the first test image and label."""
+    folder = paths.DATA / "KMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, n in zip(data.IDX_FILES, data.IDX_BYTES, strict=True):
+        dims = (28, 28) if "images" in name else ()
+        items = 60_000 if name.startswith("train") else 10_000
+        with open(folder / name, "wb") as file:
+            file.write(struct.pack(f">{2 + len(dims)}I", 0x0801 + len(dims), items, *dims))
+            file.write(bytes(range(1, 10)))
+            file.truncate(n)  # the rest is a hole, which reads as zeros
+    return folder
+
+
+def test_files_are_read_as_they_are(kuzushiji):
+    test = data.load("kmnist", "test")
+    assert test.images.shape == (10_000, 1, 28, 28) and test.images.dtype == torch.uint8
+    assert test.images[0].flatten()[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert test.images.sum() == 45 and test.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert len(data.load("kmnist:37", "test")) == 2
+
+
+@pytest.mark.parametrize("name", data.IDX_FILES)
+def test_each_of_the_four_files_is_checked(kuzushiji, name):
+    with open(kuzushiji / name, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CorruptFile, match=f"{name} has 1000 bytes.*truncated"):
+        data.load("kmnist", "test")
+
+
+def test_the_checksum_of_the_last_file_is_checked_too(kuzushiji, monkeypatch):
+    """MNIST's checksums stood in for by these files' own; one bit of the last file then tells."""
+    (kuzushiji.parent).rename(paths.DATA / "MNIST")
+    raw = paths.DATA / "MNIST" / "raw"
+    monkeypatch.setattr(data, "MNIST_MD5",
+                        tuple(hashlib.md5((raw / name).read_bytes()).hexdigest() for name in data.IDX_FILES))
+    assert len(data.load("mnist", "test")) == 10_000
+    with open(raw / data.IDX_FILES[3], "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\1")
+    with pytest.raises(CorruptFile, match=f"{data.IDX_FILES[3]} is not the published file"):
+        data.load("mnist", "test")
+
+
+def test_a_packed_file_with_altered_bytes_is_refused_and_leaves_nothing(raw):
+    target = raw / data.IDX_FILES[1]
+    packed = bytearray(gzip.compress(np.random.default_rng(0).integers(0, 9, 10_000, dtype=np.uint8).tobytes()))
+    packed[200:260] = bytes(b ^ 255 for b in packed[200:260])
+    target.unlink()
+    (raw / f"{target.name}.gz").write_bytes(packed)
+    with pytest.raises(CorruptFile, match=r"\.gz cannot be unpacked.*delete it"):
+        data.available("mnist")
+    assert not target.exists() and not list(raw.glob(".*"))

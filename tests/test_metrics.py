@@ -140,10 +140,10 @@ def test_features_that_are_not_finite_are_refused(value):
 
 
 def test_judge_confidence_is_the_mean_of_the_rows_maxima():
-    """(0.7 + 0.5 + 1.0) / 3, whichever class holds the maximum."""
-    p = [[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [0, 1, 0]]
-    assert judge_confidence(p) == pytest.approx(2.2 / 3, rel=1e-15)
-    assert judge_confidence(torch.tensor(p)) == pytest.approx(2.2 / 3, rel=1e-6)
+    """(0.7 + 0.5 + 0.8) / 3, whichever class holds the maximum; the columns' maxima would give another mean."""
+    p = [[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]
+    assert judge_confidence(p) == pytest.approx(2 / 3, rel=1e-15)
+    assert judge_confidence(torch.tensor(p)) == pytest.approx(2 / 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [2, 10])

@@ -216,3 +216,16 @@ def test_the_audit_is_a_table():
     assert list(table.columns) == ["name", "shape", "weights", "weight_bits", "activation_bits", "scale_bits"]
     row = table.set_index("name").loc["mid.conv1"]
     assert row["shape"] == (16, 16, 3, 3) and row.weights == 2304 and row.weight_bits == 1 and row.scale_bits == 16 * 16
+
+
+def test_a_refused_model_is_left_as_it_was():
+    """So that the mend the message names, `keep`, works on the same model."""
+
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(2, 2), Own(2, 2))
+    with pytest.raises(ValueError, match="name it in `keep`"):
+        quantize(model, Recipe(weights="xnor"))
+    assert not quantized_layers(model)
+    assert quantize(model, Recipe(weights="xnor", keep=("1",))).binary_weights == 4

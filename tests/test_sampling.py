@@ -1,5 +1,7 @@
 """Samplers against float64 implementations of the papers' equations; images that depend on nothing else."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,58 @@ def test_bad_requests_name_what_is_valid(options, message):
 def test_an_empty_or_negative_request_is_refused(indices):
     with pytest.raises(ValueError, match="image numbers"):
         sample(Toy(), indices, shape=SHAPE)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ddpm", 1000), ("ddim", 50), ("pndm", 1), ("dpm-solver++", 1)])
+def test_the_last_step_lands_on_the_implied_image_however_bright_it_is(name, steps):
+    """alpha_bar = 1 after the last step, so x is the implied x0 = 4, unclipped (DDIM Eq. 9)."""
+    made = scheduler(name, steps)
+    bar = ALPHA_BAR[int(made.timesteps[-1])]
+    noise = torch.full((1, *SHAPE), 0.5)
+    x = np.sqrt(bar) * 4 + np.sqrt(1 - bar) * noise
+    torch.testing.assert_close(made.step(noise, made.timesteps[-1], x).prev_sample, torch.full_like(x, 4.0), rtol=1e-4,
+                               atol=0)
+
+
+@pytest.mark.parametrize("steps", [10, 100])
+def test_ancestral_sampling_on_a_short_grid_adds_no_noise_in_its_last_step(steps):
+    """DDPM Alg. 2 with alpha_t = alpha_bar_t / alpha_bar_s for the next timestep s; z = 0 in the last step."""
+    noise, ts = draws(5, 3, steps), grid(steps)
+    x, bar = noise[0], [*ALPHA_BAR[ts], 1.0]
+    for i, t in enumerate(ts):
+        alpha = bar[i] / bar[i + 1]
+        z = noise[i + 1] if i + 1 < steps else 0.0
+        x = (x - (1 - alpha) / np.sqrt(1 - bar[i]) * eps(x, t)) / np.sqrt(alpha) + np.sqrt(1 - alpha) * z
+    got = sample(Toy(), [3], shape=SHAPE, sampler="ddpm", steps=steps, seed=5)[0].double().numpy()
+    np.testing.assert_allclose(got, x.clip(-1, 1), atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [
+    "ddim",
+    "pndm",
+    "ddpm",
+    "dpm-solver++",
+])
+def test_every_number_of_steps_is_refused_or_has_a_sound_grid(name):
+    """From T-1 down to a timestep >= 0, as many distinct ones as asked for; PLMS visits its second one twice."""
+    for steps in range(1, 1001):
+        try:
+            visited = scheduler(name, steps).timesteps.tolist()
+        except ValueError:
+            continue
+        assert visited[0] == 999 and min(visited) >= 0 and len(set(visited)) == steps, f"{steps} steps"
+        twice = [t for t, n in Counter(visited).items() if n > 1]
+        assert twice == (visited[1:2] if name == "pndm" else []), f"{steps} steps"
+
+
+def test_no_two_seeds_share_an_image():
+    """Seed 0's image 1 must not be seed 1's image 0, as it would be if the two numbers were added."""
+    first = {(seed, i): draws(seed, i, 1)[0].tobytes() for seed in range(6) for i in range(6)}
+    assert len(set(first.values())) == 36
+
+
+def test_the_noise_of_an_image_is_pinned():
+    """Another derivation of the generators means other pictures for every seed: it must not change unnoticed."""
+    word = int(np.random.SeedSequence([5, 3]).generate_state(1, np.uint64)[0]) % 2**63
+    expected = torch.randn(SHAPE, generator=torch.Generator().manual_seed(word))
+    np.testing.assert_array_equal(draws(5, 3, 1)[0], expected.double().numpy())

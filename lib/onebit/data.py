@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
         unknown("data set", base, NAMES)
     if not colon:
         return base, tuple(range(10))
-    if not subset or not subset.isdecimal() or len(set(subset)) != len(subset):
+    if not subset or not (subset.isascii() and subset.isdecimal()) or len(set(subset)) != len(subset):
         raise ValueError(f"unknown class subset {subset!r} in {name!r}; valid: distinct digits, as in '{base}:1', "
                          f"'{base}:01', or no colon for all ten classes")
     return base, tuple(sorted(int(c) for c in subset))
@@ -175,7 +176,7 @@ def _gunzip(source: Path, target: Path) -> None:
     try:
         with gzip.open(source) as packed, open(partial, "wb") as out:
             shutil.copyfileobj(packed, out)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error) as error:
         partial.unlink(missing_ok=True)
         raise CorruptFile(f"{source} cannot be unpacked ({error}); delete it and run again, or copy it anew") from error
     partial.rename(target)

@@ -145,6 +145,10 @@ def quantize(model: nn.Module, how: str | Recipe) -> Audit:
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         chosen = _choose(list(layers), how)
+        for name in chosen:  # all of them before the first swap: a refused model stays as it was
+            if type(layers[name]) not in SWAPS:
+                kind = type(layers[name]).__name__
+                raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
         for name in chosen:
             _swap(layers[name], how)
     return audit(model)
@@ -189,8 +193,6 @@ def _choose(names: list[str], how: Recipe) -> list[str]:
 def _swap(layer: nn.Module, how: Recipe) -> None:
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
     kind = type(layer)
-    if kind not in SWAPS:
-        raise ValueError(f"cannot quantize {kind.__name__}, a subclass of a layer type; name it in `keep`")
     layer.__class__ = SWAPS[kind]
     layer.rule = weight_rule(how.weights, layer.weight, out_dim=1 if kind is nn.ConvTranspose2d else 0)
     if how.drop_bias:

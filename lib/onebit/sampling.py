@@ -66,6 +66,8 @@ def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
         beta_schedule="linear", prediction_type="epsilon",
     ))
     made.set_timesteps(steps)
+    if made.timesteps.min() < 0:  # diffusers' float range can overshoot by a timestep -1
+        raise ValueError(f"{sampler} has no sound grid of {steps} steps; use a divisor of {schedule.timesteps}")
     return made
 
 
@@ -116,7 +118,10 @@ def _sample_batch(model: nn.Module, numbers: Sequence[int], shape, sampler: str,
     for t in made.timesteps:
         timestep = torch.full((len(x),), int(t), device=device)
         noise = model(x.contiguous(memory_format=layout), timestep).float()
-        x = made.step(noise.contiguous(), t, x, **extra).prev_sample
+        done = made.step(noise.contiguous(), t, x, **extra)
+        x = done.prev_sample
+    if sampler == "ddpm":  # Alg. 2: z = 0 in the last step, whose mean is the implied x0; diffusers asks for t = 0
+        x = done.pred_original_sample
     return x.clamp(-1, 1).cpu().contiguous()
 
 

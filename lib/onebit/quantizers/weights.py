@@ -120,7 +120,7 @@ class Centred(WeightRule):
 
     Shapes    as PlainSign.
     Units     same as w; s >= 0.  Stored size 1 + 16/n bits per weight.
-    Error     |c - w_bin|^2 = |c|^2 - n s^2 per channel; against w itself n mean(w)^2 more.
+    Error     |c - w_bin|^2 = |c|^2 - n s^2 per channel; against w itself n m^2 - 2 m s sum sign(c) more, m = mean w.
     Backward  dL/dw = g, exactly: no clip, no scale factor, nothing through mean or scale (identity STE).
     Raises    as WeightRule.
     Source    source 000, rigorous_bench_trainer.py 135-144 (BitConv2d).
