@@ -57,7 +57,7 @@ PROFILES = {
     ),
     # a reader without a GPU
     "laptop": Profile(
-        name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(2, 2, 4), unet_steps=6_000,
+        name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(2, 1, 2), unet_steps=6_000,
         unet_seeds=(0,), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
     ),
