@@ -204,4 +204,4 @@ def test_the_paper_is_timed_the_second_time_and_never_empty(tmp_path, monkeypatc
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_x.ipynb").touch()
     assert bench.paper_seconds() == 2.0
-    assert commands == [["make", "-C", str(tmp_path), "paper", "PROFILE=smoke", "DATASET=digits"]] * 2
+    assert commands == [["make", "-C", str(tmp_path), "paper"]] * 2

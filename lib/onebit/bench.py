@@ -208,14 +208,14 @@ def import_seconds(module: str) -> float:
 
 
 def paper_seconds() -> float:
-    """Wall time of the second of two `make paper`, the smallest study; the first may have work to do.
+    """Wall time of the second of two `make paper`; the first may have work to do.
 
     Raises    FileNotFoundError without notebooks, since an empty paper is no measurement; CalledProcessError if make
               fails.
     """
     if not any((paths.ROOT / "notebooks").glob("[0-9]*.ipynb")):
         raise FileNotFoundError(f"no notebooks in {paths.ROOT / 'notebooks'}")
-    command = ["make", "-C", str(paths.ROOT), "paper", "PROFILE=smoke", "DATASET=digits"]
+    command = ["make", "-C", str(paths.ROOT), "paper"]
     _seconds(command)
     return _seconds(command)
 
