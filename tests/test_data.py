@@ -15,16 +15,29 @@ from onebit.errors import CorruptFile, DataUnavailable
 
 
 def test_names_are_parsed_and_bad_ones_list_the_valid():
-    assert data.parse("mnist") == ("mnist", tuple(range(10)))
-    assert data.parse("kmnist:1") == ("kmnist", (1,))
-    assert data.parse("mnist:10") == data.parse("mnist:01") == ("mnist", (0, 1))
+    assert data.parse("mnist") == ("mnist", tuple(range(10)), 0)
+    assert data.parse("kmnist:1") == ("kmnist", (1,), 0)
+    assert data.parse("mnist:10") == data.parse("mnist:01") == ("mnist", (0, 1), 0)
+    assert data.parse("mnist:10@200") == ("mnist", (0, 1), 200)
     with pytest.raises(ValueError, match=r"'cifar'.*mnist, fashion_mnist, kmnist, digits"):
         data.load("cifar")
     for bad in ("mnist:", "mnist:x", "mnist:11", "mnist:-1"):
         with pytest.raises(ValueError, match="mnist:01"):
             data.parse(bad)
+    for bad in ("mnist@", "mnist@0", "mnist@x", "mnist:1@6743"):
+        with pytest.raises(ValueError, match=r"valid: 1 to (60000|6742) images, as in 'mnist(:1)?@200'"):
+            data.parse(bad)
     with pytest.raises(ValueError, match="train, test"):
         data.load("digits", "validation")
+
+
+def test_a_limit_keeps_some_training_images_always_the_same_and_no_test_image_less():
+    some, again, whole = data.load("digits:38@50"), data.load("digits:38@50"), data.load("digits:38")
+    assert len(some) == data.train_size("digits:38@50") == 50 and torch.equal(some.images, again.images)
+    known = {image.numpy().tobytes() for image in whole.images}
+    assert len({image.numpy().tobytes() for image in some.images} & known) == 50
+    assert not torch.equal(some.labels, whole.labels[:50])
+    assert len(data.load("digits@50", "test")) == len(data.load("digits", "test"))
 
 
 def test_digits_are_the_embedded_images_enlarged_twice():

@@ -8,6 +8,7 @@ import socket
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,24 +66,42 @@ class Dataset:
         return replace(self, images=self.images[order], labels=self.labels[order])
 
 
-def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """Split `mnist:01` into ("mnist", (0, 1)); without a colon all ten classes are meant.
+class Name(NamedTuple):
+    """What a data set's name says: the set, its classes, and how many training images are kept (0: all)."""
 
-    Raises    ValueError for an unknown data set or a class list that is not distinct digits.
+    base: str
+    classes: tuple[int, ...]
+    limit: int
+
+
+def parse(name: str) -> Name:
+    """Read `mnist:01@200`: classes 0 and 1 of MNIST, 200 of their training images.  Both parts may be left out.
+
+    Raises    ValueError for an unknown data set, a class list that is not distinct digits, or a limit that is not a
+              number of images from 1 up to all there are.
     """
-    base, colon, subset = name.partition(":")
+    whole, at, limit = name.partition("@")
+    base, colon, subset = whole.partition(":")
     if base not in NAMES:
         unknown("data set", base, NAMES)
-    if not colon:
-        return base, tuple(range(10))
-    if not subset or not (subset.isascii() and subset.isdecimal()) or len(set(subset)) != len(subset):
+    if colon and not (_is_number(subset) and len(set(subset)) == len(subset)):
         raise ValueError(f"unknown class subset {subset!r} in {name!r}; valid: distinct digits, as in '{base}:1', "
                          f"'{base}:01', or no colon for all ten classes")
-    return base, tuple(sorted(int(c) for c in subset))
+    classes = tuple(sorted(int(c) for c in subset)) if colon else tuple(range(10))
+    most = sum(TRAIN_PER_CLASS[base][c] for c in classes)
+    if at and not (_is_number(limit) and 1 <= int(limit) <= most):
+        raise ValueError(f"unknown limit {limit!r} in {name!r}; valid: 1 to {most} images, as in '{whole}@200'")
+    return Name(base, classes, int(limit) if at else 0)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def load(name: str, split: str = "train") -> Dataset:
     """Load one split into memory, keeping only the classes named after a colon.
+
+    A limit after an @ keeps that many training images, drawn at random, always the same; the test split stays whole.
 
     Looks in `data/`, then downloads (torchvision).  MNIST's decompressed files are checked against their published
     MD5s at every load; Fashion-MNIST and KMNIST, whose archives torchvision checks, against their exact size.
@@ -90,26 +109,27 @@ def load(name: str, split: str = "train") -> Dataset:
     Raises    ValueError for an unknown name, subset or split; CorruptFile for a damaged file;
               DataUnavailable if the set is not there and cannot be downloaded.
     """
-    base, classes = parse(name)
+    base, classes, limit = parse(name)
     if split not in SPLITS:
         unknown("split", split, SPLITS)
     images, labels = _load_digits(split) if base == "digits" else _load_idx(base, split)
     if len(classes) < 10:
         keep = torch.isin(labels, torch.tensor(classes))
         images, labels = images[keep], labels[keep]
-    return Dataset(name, split, images, labels)
+    dataset = Dataset(name, split, images, labels)
+    return dataset.draw(limit) if limit and split == "train" else dataset
 
 
 def image_shape(name: str) -> tuple[int, int, int]:
     """(C, H, W) of a data set's images, without loading it."""
-    base, _ = parse(name)
+    base = parse(name).base
     return (1, 16, 16) if base == "digits" else (1, 28, 28)
 
 
 def train_size(name: str) -> int:
     """Number of training images, without loading them."""
-    base, classes = parse(name)
-    return sum(TRAIN_PER_CLASS[base][c] for c in classes)
+    base, classes, limit = parse(name)
+    return limit or sum(TRAIN_PER_CLASS[base][c] for c in classes)
 
 
 def available(name: str) -> bool:
@@ -118,7 +138,7 @@ def available(name: str) -> bool:
     Raises    CorruptFile for files that are there but damaged: that is for the user to mend, not to work around.
     """
     try:
-        base, _ = parse(name)
+        base = parse(name).base
         if base != "digits":
             _ensure_files(base)
             _check_files(base)

@@ -51,7 +51,8 @@ class Run:
     @property
     def label(self) -> str:
         """For people; the key, not the label, tells runs apart."""
-        return f"{self.dataset.replace(':', '-')}-{self.net}{self.width}-{self.recipe}-s{self.seed}"
+        dataset = self.dataset.replace(":", "-").replace("@", "-only")
+        return f"{dataset}-{self.net}{self.width}-{self.recipe}-s{self.seed}"
 
     @property
     def trained(self) -> "Run":
