@@ -1,4 +1,4 @@
-"""Fréchet distance, the judge and its confidence against closed forms, scipy's square root and hand computation."""
+"""Fréchet distance and the judge against closed forms, scipy's square root and hand computation."""
 
 import math
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebit.data import Dataset
-from onebit.judge import FEATURES, Judge, accuracy, look, train_judge
-from onebit.metrics import Gaussian, frechet_distance, judge_confidence
+from onebit.judge import FEATURES, Judge, accuracy, look, look_spatially, train_judge
+from onebit.metrics import Gaussian, frechet_distance
 
 
 def random_gaussian(dim, seed, rank=None):
@@ -136,36 +136,6 @@ def test_features_that_are_not_finite_are_refused(value):
         Gaussian.fit(x)
 
 
-# confidence ----------------------------------------------------------------------------------------------------------
-
-
-def test_judge_confidence_is_the_mean_of_the_rows_maxima():
-    """(0.7 + 0.5 + 0.8) / 3, whichever class holds the maximum; the columns' maxima would give another mean."""
-    p = [[0.1, 0.2, 0.7], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]
-    assert judge_confidence(p) == pytest.approx(2 / 3, rel=1e-15)
-    assert judge_confidence(torch.tensor(p)) == pytest.approx(2 / 3, rel=1e-6)
-
-
-@pytest.mark.parametrize("k", [2, 10])
-def test_judge_confidence_lies_between_one_kth_and_one(k):
-    assert judge_confidence(np.full((7, k), 1 / k)) == pytest.approx(1 / k)
-    assert judge_confidence(np.eye(k)) == 1.0
-
-
-@pytest.mark.parametrize("p", [
-    [0.5, 0.5], [[0.5, 0.6]], [[2.0, -1.0]], [[np.nan, 1.0]], [[[0.5, 0.5]]], [[3.2, -1.1, 4.0]], 0.5,
-])
-def test_rows_that_are_no_distributions_are_refused(p):
-    """Logits, a single row without its axis, sums off by 0.1, negative entries that sum to 1, NaN."""
-    with pytest.raises(ValueError, match=r"probabilities \(N, K\) whose rows sum to 1"):
-        judge_confidence(p)
-
-
-def test_no_rows_at_all_are_refused():
-    with pytest.raises(ValueError, match="probabilities"):
-        judge_confidence(np.zeros((0, 10)))
-
-
 # the judge -----------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +190,16 @@ def test_look_gives_features_and_softmax_of_images_scaled_to_minus_one_and_one(j
     exp = torch.exp(logits)
     torch.testing.assert_close(probabilities.double(), exp / exp.sum(1, keepdim=True), atol=1e-6, rtol=1e-4)
     assert seen.dtype == probabilities.dtype == torch.float32 and not probabilities.requires_grad
+
+
+def test_spatial_features_are_the_pooled_maps_averaged_over_channels(judge):
+    images = grey(3)
+    with torch.no_grad():
+        maps = judge.maps(images.float() / 127.5 - 1)
+    assert maps.shape == (3, 64, 6, 6)
+    torch.testing.assert_close(look_spatially(judge, images, batch=2), maps.sum(1).flatten(1) / 64)
+    with pytest.raises(ValueError, match="need uint8 images"):
+        look_spatially(judge, grey(2, size=28))
 
 
 def test_look_does_not_depend_on_its_batch_size(judge):
@@ -278,5 +258,5 @@ def test_a_judge_learns_two_patterns():
     dataset = Dataset("digits", "train", images, torch.arange(256) % 2)
     judge = train_judge(dataset, 3, 0, progress=False)
     assert accuracy(judge, dataset) == 1.0
-    assert judge_confidence(look(judge, images)[1]) > 0.5
+    assert look(judge, images)[1].max(1).values.mean() > 0.5
     assert math.isfinite(judge.fc2.bias.sum().item())

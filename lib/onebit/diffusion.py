@@ -58,3 +58,11 @@ def noise_loss(
     Source    DDPM Eq. 14.
     """
     return F.mse_loss(model(add_noise(x0, noise, timestep, schedule), timestep).float(), noise)
+
+
+def image_losses(
+    model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule = SCHEDULE
+) -> Tensor:
+    """`noise_loss` of each image apart, (B,): what training and held-out images are compared by."""
+    predicted = model(add_noise(x0, noise, timestep, schedule), timestep).float()
+    return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)

@@ -29,8 +29,11 @@ class Judge(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The 128 pre-ReLU outputs of the first fully connected layer."""
-        h = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(images)))), 2)
-        return self.fc1(h.flatten(1))
+        return self.fc1(self.maps(images).flatten(1))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The 64 pooled feature maps, (B, 64, (H - 4) / 2, (W - 4) / 2)."""
+        return F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(images)))), 2)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits from features."""
@@ -66,12 +69,29 @@ def look(judge: Judge, images: Tensor, batch: int = 500) -> tuple[Tensor, Tensor
     Shapes    images (N, 1, H, W) uint8 -> features (N, 128), probabilities (N, 10), float32 on the CPU.
     Raises    ValueError for images that are not uint8 or not of the judge's size.
     """
-    size = int((judge.fc1.in_features // 64) ** 0.5) * 2 + 4
-    if images.dtype != torch.uint8 or images.shape[1:] != (1, size, size):
-        raise ValueError(f"need uint8 images (N, 1, {size}, {size}), got {images.dtype} {tuple(images.shape)}")
+    _check(judge, images)
     place = next(judge.parameters()).device
     features = torch.cat([judge.features(normalize(part.to(place))) for part in images.split(batch)])
     return features.cpu(), judge.classify(features).softmax(dim=1).cpu()
+
+
+@torch.inference_mode()
+def look_spatially(judge: Judge, images: Tensor, batch: int = 500) -> Tensor:
+    """The mean of the judge's feature maps at every place: features that know where, not what.
+
+    Shapes    images (N, 1, H, W) uint8 -> (N, ((H - 4) / 2) ((W - 4) / 2)) float32 on the CPU.
+    Raises    ValueError as `look`.
+    Source    the idea of sFID (Nash et al. 2021, arXiv:2103.03841): intermediate, not pooled, features.
+    """
+    _check(judge, images)
+    place = next(judge.parameters()).device
+    return torch.cat([judge.maps(normalize(part.to(place))).mean(1).flatten(1) for part in images.split(batch)]).cpu()
+
+
+def _check(judge: Judge, images: Tensor) -> None:
+    size = int((judge.fc1.in_features // 64) ** 0.5) * 2 + 4
+    if images.dtype != torch.uint8 or images.shape[1:] != (1, size, size):
+        raise ValueError(f"need uint8 images (N, 1, {size}, {size}), got {images.dtype} {tuple(images.shape)}")
 
 
 def accuracy(judge: Judge, dataset: Dataset) -> float:

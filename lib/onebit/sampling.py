@@ -87,33 +87,52 @@ def sample(
     seed: int = 0,
     batch: int = 250,
     progress: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Generate images.  Image i is a function of (weights, sampler, steps, seed, i), whatever batch it travels in.
 
     The start x_T and, for `ddpm`, the noise of every step are drawn on the CPU by the image's own generator, so that
-    all models can start from the same noise and a GPU changes nothing but rounding.
+    all models can start from the same noise and a GPU changes nothing but rounding.  With `start` nothing is drawn:
+    its rows are the x_T, and an image is a function of (weights, sampler, steps, its row).
 
     Shapes    indices: n for images 0 .. n-1, or their numbers; shape (C, H, W) -> (n, C, H, W) float32 on the CPU.
+              start (n, C, H, W), one row per index.
     Units     [-1, 1], clamped once at the end.
-    Raises    ValueError as `scheduler`, or for an empty or negative request.
+    Raises    ValueError as `scheduler`, for an empty or negative request, or for a start that is not of these shapes,
+              not finite floats, or not to be followed, since `ddpm` draws noise on its way.
     """
     numbers = range(indices) if isinstance(indices, int) else list(indices)
     if not len(numbers) or min(numbers) < 0:
         raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
     scheduler(sampler, steps)
-    chunks = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
+    if start is not None:
+        _check_start(start, (len(numbers), *shape), sampler)
+    slices = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
     with _evaluating(model), torch.inference_mode():
-        bar = tqdm(chunks, "sampling", disable=not progress)
-        done = [_sample_batch(model, chunk, shape, sampler, steps, seed) for chunk in bar]
+        bar = tqdm(slices, "sampling", disable=not progress)
+        done = [_sample_batch(model, numbers[part], shape, sampler, steps, seed, None if start is None else start[part])
+                for part in bar]
     return torch.cat(done)
 
 
-def _sample_batch(model: nn.Module, numbers: Sequence[int], shape, sampler: str, steps: int, seed: int) -> Tensor:
+def _check_start(start: Tensor, shape: tuple[int, ...], sampler: str) -> None:
+    if sampler == "ddpm":
+        raise ValueError("start needs a deterministic sampler (ddim, pndm, dpm-solver++); ddpm draws noise on its way")
+    if tuple(start.shape) != shape or not start.is_floating_point():
+        raise ValueError(f"start must be floats {shape}, one row per index, got {start.dtype} {tuple(start.shape)}")
+    if not start.isfinite().all():
+        raise ValueError("start holds NaN or infinity")
+
+
+def _sample_batch(
+    model: nn.Module, numbers: Sequence[int], shape, sampler: str, steps: int, seed: int, start: Tensor | None,
+) -> Tensor:
     device = next(model.parameters()).device
     layout = torch.channels_last
     made = scheduler(sampler, steps)  # a scheduler keeps a history; each batch gets its own
     own = generators(seed, numbers)
-    x = torch.stack([torch.randn(shape, generator=g) for g in own]).to(device) * made.init_noise_sigma
+    x = torch.stack([torch.randn(shape, generator=g) for g in own]) if start is None else start.float()
+    x = x.to(device) * made.init_noise_sigma
     extra = {"generator": own} if sampler == "ddpm" else {}
     for t in made.timesteps:
         timestep = torch.full((len(x),), int(t), device=device)

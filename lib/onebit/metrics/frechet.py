@@ -1,10 +1,14 @@
 """Fréchet distance between Gaussians fitted to features, in float64 throughout."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+
+from .estimate import CONFIDENCE, GROUPS, Estimate, jackknife
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,98 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     shift = np.sum((a.mean - b.mean) ** 2)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross.clip(min=0)).sum()
     return float(shift + trace)
+
+
+def frechet(features: ArrayLike, real: Gaussian, protocol: str = "Fréchet distance") -> Estimate:
+    """Fréchet distance of generated features to a reference, with the jackknife interval.
+
+    Biased upwards by about a constant over N, and another over real.n: compare equal N, or see `frechet_infinity`.
+    The interval is around this biased value, and holds the reference fixed.
+
+    Shapes    features (N, D), enough that D + 1 are left when a twentieth is not used.
+    Units     squared units of the features.  `protocol` says whose features; the sizes are added to it.
+    Raises    ValueError for features that are not finite, not (N, D) of the reference's D, or too few.
+    Source    as `frechet_distance`.
+    """
+    x = _features(features, real)
+    if len(x) - -(-len(x) // GROUPS) <= x.shape[1]:
+        raise ValueError(f"{len(x)} features of {x.shape[1]} dimensions are too few to leave out one in {GROUPS}; "
+                         f"give more")
+    return jackknife(lambda keep: frechet_distance(Gaussian.fit(x[keep]), real), len(x),
+                     f"{protocol}, {len(x)} features in {x.shape[1]} dimensions to {real.n}")
+
+
+def curve_sizes(n: int, dim: int, count: int = 6) -> tuple[int, ...]:
+    """Subset sizes for `frechet_infinity`: from a fifth of n to n, evenly in 1/n.
+
+    Smaller subsets would lengthen the line, but below about 3 D features the bias is no longer linear in 1/n.
+
+    Shapes    fewer than `count` sizes where rounding makes two equal.
+    Raises    ValueError if no three sizes lie above the dimension.
+    """
+    smallest = max(n // 5, min(3 * dim, (n + dim) // 2))
+    sizes = np.unique(np.round(1 / np.linspace(1 / smallest, 1 / n, count)).astype(int)) if smallest > dim else []
+    if len(sizes) < 3:
+        raise ValueError(f"{n} features in {dim} dimensions leave no three sizes to draw a line through; give more")
+    return tuple(int(size) for size in sizes)
+
+
+def frechet_curve(
+    features: ArrayLike, real: Gaussian, sizes: Sequence[int], draws: int = 5, seed: int = 0
+) -> list[tuple[int, float, float]]:
+    """How the Fréchet distance depends on the number of images: (n, mean, standard deviation) over random subsets.
+
+    Subsets are drawn without replacement, so the deviation shrinks to 0 as n reaches N: it is no error of the mean.
+
+    Shapes    features (N, D); one row per size.
+    Raises    ValueError as `frechet`, for sizes not in D + 1 .. N, or fewer than two draws.
+    Source    Chong & Forsyth 2020 (arXiv:1911.07023), FID_N against N.
+    """
+    x, rng = _features(features, real), np.random.default_rng(seed)
+    if draws < 2 or not len(sizes) or min(sizes) <= x.shape[1] or max(sizes) > len(x):
+        raise ValueError(f"need two draws or more of sizes in {x.shape[1] + 1}..{len(x)} (above the feature dimension, "
+                         f"up to all features), got {draws} draws of {list(sizes)}")
+
+    def distance(n: int) -> float:
+        return frechet_distance(Gaussian.fit(x[np.sort(rng.choice(len(x), n, replace=False))]), real)
+
+    drawn = [[distance(n) for _ in range(draws)] for n in sizes]
+    return [(int(n), float(np.mean(d)), float(np.std(d, ddof=1))) for n, d in zip(sizes, drawn, strict=True)]
+
+
+def frechet_infinity(
+    features: ArrayLike, real: Gaussian, sizes: Sequence[int] | None = None, draws: int = 5, seed: int = 0
+) -> Estimate:
+    r"""Fréchet distance extrapolated to infinitely many generated images.
+
+        d_n = d_inf + b / n,    least squares over the mean distances of subsets of n
+
+    The bias of the reference's own finite n is not removed.  The line may end below 0, and is not clipped.
+
+    Shapes    features (N, D); sizes: at least three different ones, `curve_sizes` by default.
+    Units     squared units of the features.  Interval: Student's, of the intercept, with sizes - 2 degrees of freedom.
+              It counts how far the points lie from a line.  The subsets share their images, whose own sampling error
+              it sees only in part: in simulations with Gaussians it held the truth 8 to 9 times in 10.
+    Raises    ValueError as `frechet_curve`, and for fewer than three different sizes.
+    DIFFERS   the paper's code takes one subset at each of 15 sizes from a tenth of N to N, evenly in n.
+    Source    Chong & Forsyth 2020 (arXiv:1911.07023), FID_infinity.
+    """
+    x = _features(features, real)
+    sizes = curve_sizes(*x.shape) if sizes is None else sizes
+    if len(set(sizes)) < 3:
+        raise ValueError(f"need three different sizes for a line and its error, got {list(sizes)}")
+    n, mean, _ = np.array(frechet_curve(x, real, sizes, draws, seed)).T
+    line = scipy.stats.linregress(1 / n, mean)
+    half = line.intercept_stderr * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(n) - 2)
+    protocol = (f"Fréchet distance in {x.shape[1]} dimensions to {real.n}, extrapolated from {draws} subsets each of "
+                f"{min(sizes)} to {max(sizes)} of {len(x)} features; interval: of the line")
+    return Estimate(float(line.intercept), float(line.intercept - half), float(line.intercept + half), len(x), protocol)
+
+
+def _features(features: ArrayLike, real: Gaussian) -> NDArray[np.float64]:
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or x.shape[1] != len(real.mean):
+        raise ValueError(f"need features (N, {len(real.mean)}) as the reference's, got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError("features hold NaN or infinity")
+    return x
