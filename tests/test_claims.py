@@ -1,0 +1,333 @@
+"""The claim ledger: the file of claims and its refusals, every branch of the rules, and the table that is assembled."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onebit import claims
+from onebit.claims import assemble, by_ratio, by_threshold, by_value, load, row
+from onebit.metrics.estimate import Estimate, over_seeds
+from onebit.study import Run
+
+GOOD = {"source": '"000"', "where": '"table 1"', "claim": '"It works."', "unit": '"share"', "compare": '"text"',
+        "notebook": '"03"'}
+ONE_SEED = over_seeds([1.5], "one seed")
+
+
+def estimate(value, low, high):
+    return Estimate(value, low, high, 3, "by hand")
+
+
+def written(folder, **changes):
+    """A file with one claim `demo`: GOOD with some lines changed, added, or (None) left out."""
+    lines = [f"{name} = {text}" for name, text in (GOOD | changes).items() if text is not None]
+    path = folder / "claims.toml"
+    path.write_text("\n".join(["[demo]", *lines, ""]))
+    return path
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_names_every_source_and_every_deciding_notebook():
+    ledger = load()
+    assert {s for c in ledger.values() for s in c.source.split(", ")} == set(claims.SOURCES)
+    assert {c.notebook for c in ledger.values() if c.notebook} == {f"{n:02d}" for n in range(1, 9)}
+    assert {c.source for c in ledger.values() if c.out_of_reach} == {"001", "002", "003"}
+    for claim_id, claim in ledger.items():
+        assert claim.claim_id == claim_id
+        assert claim_id.startswith("all-" if ", " in claim.source else f"{claim.source}-")
+
+
+def test_printed_numbers_of_the_ledger_stand_in_its_words():
+    """A mistyped number differs from the one in the sentence or in the place where it was found."""
+    for claim in load().values():
+        words = {float(x) for x in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", f"{claim.claim} {claim.where}")}
+        assert claim.printed == (1.0,) or set(claim.printed) <= words, claim.claim_id  # 1.0: all of them
+
+
+def test_comparisons_of_the_ledger_have_a_direction_to_test():
+    for claim in load().values():
+        if claim.compare in ("ratio", "difference"):
+            assert claim.published != (1.0 if claim.compare == "ratio" else 0.0), claim.claim_id
+
+
+@pytest.mark.parametrize(("claim_id", "notebook", "published"), [
+    ("000-one-bit", "01", 1.0), ("000-compressed", "01", math.nan), ("000-fmd-gap", "02", 425.8 / 241.4),
+    ("000-legibility-gap", "02", 0.8873 / 0.9222), ("all-1bit-trains", "02", math.nan),
+    ("all-train-in-1bit", "02", math.nan), ("000-legibility-drop", "05", -3.49), ("003-ebb-w1a4", "07", 8.53 / 10.87),
+])
+def test_published_numbers_that_notebooks_rely_on(claim_id, notebook, published):
+    claim = load()[claim_id]
+    assert claim.notebook == notebook
+    assert claim.published == pytest.approx(published, rel=1e-12, nan_ok=True)
+
+
+def test_a_claim_is_read_as_it_is_written(tmp_path):
+    path = written(tmp_path, published="[1.5, 3]", compare='"ratio"')
+    assert load(path) == {"demo": claims.Claim(
+        "demo", source="000", where="table 1", claim="It works.", unit="share", compare="ratio", printed=(1.5, 3.0),
+        notebook="03")}
+    assert load(path)["demo"].published == 0.5
+    assert load(written(tmp_path, published="[1.5, 3]", compare='"difference"'))["demo"].published == -1.5
+    assert load(written(tmp_path, published="7", compare='"value"'))["demo"].published == 7.0
+    assert math.isnan(load(written(tmp_path))["demo"].published)
+    outside = load(written(tmp_path, notebook=None, out_of_reach='"needs a phone"'))["demo"]
+    assert (outside.notebook, outside.out_of_reach) == (None, "needs a phone")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"sources": '"000"'}, "unknown field sources"),
+    ({"where": None}, "where has to be text, got None"),
+    ({"unit": '" "'}, "unit has to be text, got ' '"),
+    ({"claim": "3"}, "claim has to be text, got 3"),
+    ({"notebook": "3"}, "notebook has to be text, got 3"),
+    ({"source": '"004"'}, "unknown source '004'; valid: 000, 001, 002, 003"),
+    ({"source": '"003, 001"'}, "unknown source '003, 001'"),
+    ({"source": '"001,003"'}, "unknown source '001,003'"),
+    ({"notebook": '"10"'}, "unknown notebook '10'; valid: 01, 02"),
+    ({"compare": '"factor"'}, "unknown comparison 'factor'; valid: value, ratio"),
+    ({"notebook": None}, "either which notebook"),
+    ({"out_of_reach": '"needs a phone"'}, "either which notebook"),
+    ({"notebook": None, "out_of_reach": '""'}, "out_of_reach has to be text, got ''"),
+    ({"published": "nan"}, "published has to be one finite number or two, got nan"),
+    ({"published": '"5.54"'}, "published has to be one finite number or two, got '5.54'"),
+    ({"published": "true"}, "published has to be one finite number or two, got True"),
+    ({"published": "[1, 2, 3]", "compare": '"ratio"'}, "published has to be one finite number or two"),
+    ({"published": "[1, 0]", "compare": '"ratio"'}, "the second published number is zero"),
+    ({"published": "[1, 2]", "compare": '"value"'}, "two published numbers make a ratio"),
+    ({"compare": '"ratio"'}, "ratio compares with a published number"),
+])
+def test_a_faulty_claim_is_refused_by_name_and_file(tmp_path, changes, message):
+    path = written(tmp_path, **changes)
+    with pytest.raises(ValueError, match=re.escape(f"claim demo in {path}: ")) as caught:
+        load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[demo]\nsource = 1\n[demo]\nsource = 2\n", "twice"), ("[demo\n", "Expected"),
+    ('title = "x"\n', "claim title in .*: a claim is a table of its own"),
+])
+def test_a_file_that_is_no_list_of_claims_is_refused(tmp_path, text, message):
+    path = tmp_path / "claims.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+# The rules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("measured", "published", "verdict"), [
+    (estimate(12.0, 11.0, 13.0), 10.0, "reproduced"),  # outside the interval, exactly 20 % away
+    (estimate(12.1, 11.0, 13.2), 10.0, "not reproduced"),  # 21 % away
+    (estimate(8.0, 7.9, 8.1), 10.0, "reproduced"),
+    (estimate(7.9, 7.8, 8.0), 10.0, "not reproduced"),
+    (estimate(20.0, 10.0, 30.0), 10.0, "reproduced"),  # far, but the interval reaches it
+    (estimate(20.0, 10.1, 30.0), 10.0, "not reproduced"),
+    (estimate(-9.0, -9.1, -8.9), -10.0, "reproduced"),
+    (estimate(9.0, 8.9, 9.1), -10.0, "not reproduced"),
+    (0.35, 1.0, "not reproduced"), (0.9, 1.0, "reproduced"), (4, 4, "reproduced"),  # plain numbers are exact
+    (ONE_SEED, 1.5, "not testable here (one seed)"),
+    (Estimate(1.5, math.nan, math.nan, 2000, ""), 1.5, "not testable here (no interval)"),
+])
+def test_by_value(measured, published, verdict):
+    assert by_value(measured, published) == verdict
+
+
+def test_the_tolerance_of_a_value_is_relative_to_the_published_number():
+    assert by_value(estimate(10.9, 10.8, 11.0), 10.0, tolerance=0.05) == "not reproduced"
+    assert by_value(estimate(10.4, 10.3, 10.5), 10.0, tolerance=0.05) == "reproduced"
+    assert by_value(estimate(10.4, 10.3, 10.5), 10.0, tolerance=0) == "not reproduced"
+
+
+@pytest.mark.parametrize(("measured", "published", "verdict"), [
+    # a published increase of 0.8: within 20 % of both 1.8 (0.36) and 0.8 (0.16)
+    (estimate(1.7, 1.5, 1.9), 1.8, "reproduced"),
+    (estimate(1.95, 1.2, 2.7), 1.8, "reproduced"),
+    (estimate(1.6, 1.5, 1.7), 1.8, "direction only"),  # 11 % of the ratio, but a quarter of the gap
+    (estimate(3.0, 2.9, 3.1), 1.8, "direction only"),
+    (estimate(1.7, 0.9, 2.5), 1.8, "not reproduced"),  # no difference shown, near as it is
+    (estimate(1.5, 1.0, 2.0), 1.8, "not reproduced"),  # touches null
+    (estimate(0.8, 0.6, 1.0), 1.8, "not reproduced"),
+    (estimate(0.8, 0.7, 0.99), 1.8, "contradicted"),
+    # a published decrease, large: 0.2 +- 0.04, the stricter of the two bounds
+    (estimate(0.21, 0.1, 0.3), 0.2, "reproduced"),
+    (estimate(0.3, 0.2, 0.4), 0.2, "direction only"),
+    (estimate(0.5, 0.4, 1.2), 0.2, "not reproduced"),
+    (estimate(1.2, 1.1, 1.3), 0.2, "contradicted"),
+    # a published decrease, small: 0.96 +- 0.008
+    (estimate(0.80, 0.75, 0.85), 0.96, "direction only"),
+    (estimate(0.965, 0.95, 0.98), 0.96, "reproduced"),
+    (1.49, 28.0, "direction only"), (28.03, 28.0, "reproduced"), (1.0, 28.0, "not reproduced"),
+    (0.5, 28.0, "contradicted"),  # plain numbers are exact
+    (ONE_SEED, 1.8, "not testable here (one seed)"),
+])
+def test_by_ratio(measured, published, verdict):
+    assert by_ratio(measured, published) == verdict
+
+
+@pytest.mark.parametrize(("measured", "verdict"), [
+    (estimate(-3.0, -5.0, -1.0), "reproduced"), (estimate(-4.1, -5.0, -3.0), "reproduced"),
+    (estimate(-1.0, -1.5, -0.5), "direction only"), (estimate(-9.0, -9.5, -8.5), "direction only"),
+    (estimate(-3.5, -7.1, 0.1), "not reproduced"), (estimate(2.0, 1.0, 3.0), "contradicted"),
+])
+def test_by_ratio_of_a_difference(measured, verdict):
+    """The published drop of 3.49 points, against zero."""
+    assert by_ratio(measured, -3.49, null=0.0) == verdict
+
+
+@given(st.floats(-9, 9), st.floats(0, 5), st.floats(0.1, 9), st.sampled_from([-1, 1]))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_by_ratio_does_not_mind_which_arm_is_subtracted(value, half, published, sign):
+    straight = by_ratio(estimate(value, value - half, value + half), sign * published, null=0.0)
+    mirrored = by_ratio(estimate(-value, -value - half, -value + half), -sign * published, null=0.0)
+    assert straight == mirrored
+
+
+@pytest.mark.parametrize(("measured", "bounds", "verdict"), [
+    (estimate(0.95, 0.9, 1.0), {"at_least": 0.9}, "reproduced"),
+    (estimate(0.95, 0.89, 1.0), {"at_least": 0.9}, "not reproduced"),
+    (estimate(0.85, 0.8, 0.9), {"at_least": 0.9}, "not reproduced"),
+    (estimate(0.8, 0.7, 0.89), {"at_least": 0.9}, "contradicted"),
+    (estimate(0.4, 0.3, 0.5), {"at_most": 0.5}, "reproduced"),
+    (estimate(0.4, 0.3, 0.6), {"at_most": 0.5}, "not reproduced"),
+    (estimate(0.9, 0.8, 1.0), {"at_most": 0.5}, "contradicted"),
+    (estimate(1.0, 0.96, 1.04), {"at_least": 0.95, "at_most": 1.05}, "reproduced"),
+    (estimate(1.0, 0.90, 1.10), {"at_least": 0.95, "at_most": 1.05}, "not reproduced"),
+    (estimate(1.2, 1.10, 1.30), {"at_least": 0.95, "at_most": 1.05}, "contradicted"),
+    (0.35, {"at_least": 0.9}, "contradicted"), (0.9, {"at_least": 0.9}, "reproduced"),  # plain numbers are exact
+    (0, {"at_most": 0}, "reproduced"),
+    (ONE_SEED, {"at_least": 1.0}, "not testable here (one seed)"),
+])
+def test_by_threshold(measured, bounds, verdict):
+    assert by_threshold(measured, **bounds) == verdict
+
+
+@pytest.mark.parametrize(("judge", "message"), [
+    (lambda: by_value(math.nan, 1.0), "measured is nan"),
+    (lambda: by_ratio(math.inf, 2.0), "measured is inf"),
+    (lambda: by_threshold(estimate(math.nan, 0, 1), at_least=0), "measured is nan"),
+    (lambda: by_value(estimate(1.0, 2.0, 0.0), 1.0), "no proper interval"),
+    (lambda: by_value(estimate(1.0, math.nan, 2.0), 1.0), "no proper interval"),
+    (lambda: by_value(1.0, math.nan), "use by_threshold where the source prints no number"),
+    (lambda: by_ratio(1.0, math.nan), "use by_threshold where the source prints no number"),
+    (lambda: by_ratio(1.5, 1.0), "there is no direction to test"),
+    (lambda: by_ratio(1.5, 2.0, null=math.nan), "there is no direction to test"),
+    (lambda: by_value(1.0, 1.0, tolerance=-0.1), "tolerance has to be zero or more"),
+    (lambda: by_ratio(1.0, 2.0, tolerance=math.nan), "tolerance has to be zero or more"),
+    (lambda: by_threshold(1.0), "at_least, at_most or both"),
+    (lambda: by_threshold(1.0, at_least=2.0, at_most=1.0), "at_least, at_most or both"),
+    (lambda: by_threshold(1.0, at_least=math.nan), "at_least, at_most or both"),
+])
+def test_rules_refuse_what_cannot_be_compared(judge, message):
+    with pytest.raises(ValueError, match=message):
+        judge()
+
+
+# The ledger ----------------------------------------------------------------------------------------------------------
+
+RUNS = [Run(seed=1), Run(seed=0), Run(seed=1, recipe="ptq-1bit")]  # the last is trained as the first is
+
+
+def demo_row(claim_id="000-fmd-gap", measured=None, verdict="direction only", runs=RUNS, notebook="02"):
+    return row(claim_id, measured or estimate(1.5, 1.4, 1.6), verdict, runs, notebook)
+
+
+def test_a_row_holds_the_claim_the_measurement_and_the_sorted_runs():
+    entry = demo_row()
+    assert list(entry) == list(claims.COLUMNS)
+    runs = entry.pop("runs").split(" ")
+    assert [re.sub("-[0-9a-f]{12}$", "", name) for name in runs] == [
+        "train-mnist-resunet64-fp16-s0", "train-mnist-resunet64-fp16-s1"]
+    assert entry == {
+        "claim_id": "000-fmd-gap", "source": "000", "claim": "Fréchet distance, 1-bit over control",
+        "published": 425.8 / 241.4, "measured": 1.5, "ci_low": 1.4, "ci_high": 1.6, "n_seeds": 2,
+        "verdict": "direction only", "notebook": "02"}
+
+
+def test_a_row_of_an_exact_number_has_no_interval_and_needs_no_runs():
+    entry = row("000-one-bit", 0.35, by_threshold(0.35, at_least=0.9), notebook="01")
+    assert (entry["measured"], entry["verdict"], entry["n_seeds"], entry["runs"]) == (0.35, "contradicted", 0, "")
+    assert math.isnan(entry["ci_low"]) and math.isnan(entry["ci_high"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"claim_id": "000-fmd"}, "unknown claim '000-fmd'"),
+    ({"verdict": "true"}, "'true' is no verdict; valid: reproduced, direction only"),
+    ({"verdict": "reproducedly"}, "is no verdict"),
+    ({"verdict": None}, "None is no verdict"),
+    ({"measured": math.nan}, "measured is nan"),
+    ({"notebook": "04"}, "claim 000-fmd-gap belongs to notebook 02, got '04'"),
+    ({"claim_id": "003-phone"}, r"claim 003-phone belongs to no notebook \(needs the phone\), got '02'"),
+])
+def test_a_row_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        demo_row(**change)
+
+
+@pytest.mark.parametrize("verdict", [*claims.VERDICTS, "not testable here (one seed)", "reproduced (two seeds)"])
+def test_a_verdict_may_give_its_reason(verdict):
+    assert demo_row(verdict=verdict)["verdict"] == verdict
+
+
+def test_the_assembled_ledger_has_every_claim_once_and_says_why_a_row_is_empty():
+    first = pd.DataFrame([row("000-one-bit", 0.35, "contradicted", [], "01")])
+    second = pd.DataFrame([demo_row(), demo_row("000-legibility-gap", ONE_SEED, "not testable here (one seed)")])
+    ledger = assemble([first, second])
+    assert list(ledger.columns) == list(claims.COLUMNS)
+    assert list(ledger.claim_id) == list(load())
+    byid = ledger.set_index("claim_id")
+    assert byid.verdict["000-one-bit"] == "contradicted" and byid.measured["000-one-bit"] == 0.35
+    assert byid.loc["000-fmd-gap", ["measured", "ci_low", "ci_high", "n_seeds"]].tolist() == [1.5, 1.4, 1.6, 2]
+    assert byid.runs["000-fmd-gap"] == demo_row()["runs"]
+    assert byid.verdict["003-phone"] == "not testable here (needs the phone)" and byid.notebook["003-phone"] == ""
+    assert byid.verdict["000-curling"] == "not testable here (notebook 06 has not measured it)"
+    assert byid.published["000-fmd-16bit"] == 241.4 and math.isnan(byid.measured["000-fmd-16bit"])
+    assert byid.n_seeds["000-curling"] == 0 and byid.runs["000-curling"] == ""
+    decided = {"000-one-bit", "000-fmd-gap", "000-legibility-gap"}
+    assert (byid.measured.notna() == byid.index.isin(decided)).all()
+    assert all(v.startswith(claims.VERDICTS) for v in ledger.verdict)
+
+
+def test_frames_read_back_from_csv_assemble_to_the_same_ledger(tmp_path):
+    """As pandas reads them: source 000 as 0, notebook 01 as 1, no runs as NaN."""
+    frames = [pd.DataFrame([row("000-one-bit", 0.35, "contradicted", [], "01")]), pd.DataFrame([demo_row()])]
+    again = []
+    for frame in frames:
+        frame.to_csv(tmp_path / "claims.csv", index=False)
+        again.append(pd.read_csv(tmp_path / "claims.csv"))
+    assert again[0].source[0] == 0 and again[0].runs.isna().all()
+    pd.testing.assert_frame_equal(assemble(again), assemble(frames))
+
+
+def test_assembling_refuses_duplicates_unknown_claims_and_frames_of_another_kind():
+    frame = pd.DataFrame([demo_row()])
+    with pytest.raises(ValueError, match="claim 000-fmd-gap is decided twice"):
+        assemble([frame, frame])
+    with pytest.raises(ValueError, match="claim 000-fmd-gap is decided twice"):
+        assemble([pd.concat([frame, frame])])
+    with pytest.raises(ValueError, match="unknown claim 'x'"):
+        assemble([frame.assign(claim_id="x")])
+    with pytest.raises(ValueError, match="claim 003-phone is out of reach"):
+        assemble([frame.assign(claim_id="003-phone")])
+    with pytest.raises(ValueError, match="claim 000-fmd-gap: 'yes' is no verdict"):
+        assemble([frame.assign(verdict="yes")])
+    with pytest.raises(ValueError, match="lacks the columns ci_low, runs"):
+        assemble([frame.drop(columns=["ci_low", "runs"])])
+
+
+def test_a_summary_is_one_row_per_arm_and_claim():
+    measured = Estimate(1.8, 1.7, 1.9, 2, "p")
+    decided = {"unet": [("000-fmd-gap", measured, "reproduced")], "other": [("000-one-bit", 0.5, "contradicted")]}
+    frame = claims.summary(decided)
+    assert frame.arm.tolist() == ["unet", "other"] and frame.measured.tolist() == [1.8, 0.5]
+    assert frame.loc[0, ["low", "high"]].tolist() == [1.7, 1.9] and frame.loc[1, ["low", "high"]].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="unknown claim"):
+        claims.summary({"unet": [("no-such-claim", measured, "reproduced")]})
