@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from onebit import paths, plots
+from onebit import claims, paths, plots
+from onebit.metrics import Estimate
 from onebit.report import Report
 from onebit.study import Run, Study
 
@@ -61,4 +62,30 @@ def test_a_mosaic_keeps_reading_order():
 def test_every_recipe_has_its_colour():
     from onebit.recipes import RECIPES
 
-    assert set(plots.COLOURS) == set(RECIPES)
+    assert set(plots.COLOURS) == set(RECIPES) | {"memorizer", "control"}
+
+
+def test_intervals_draw_a_row_per_arm_and_a_dot_per_seed():
+    frame = pd.DataFrame({"arm": ["held-out", "unet fp16", "unet fp16"], "recipe": [None, "fp16", "fp16"],
+                          "value": [1.0, 2.0, 4.0], "low": [0.5, 1.5, float("nan")], "high": [2.0, 2.5, float("nan")]})
+    figure, ax = plots.intervals(frame, "distance")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["held-out", "unet fp16"]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [dot.get_xdata()[0] for dot in dots] == [1, 2, 4]
+    assert [round(dot.get_ydata()[0]) for dot in dots] == [0, 1, 1] and dots[1].get_ydata() != dots[2].get_ydata()
+    assert [dot.get_color() for dot in dots] == [plots.COLOURS[c] for c in ("control", "fp16", "fp16")]
+    bars = [line.get_xdata() for line in ax.lines if line.get_marker() != "o"]
+    assert list(bars[0]) == [0.5, 2.0] and list(bars[1]) == [1.5, 2.5]
+    plt.close(figure)
+
+
+def test_claims_are_saved_as_rows_of_the_ledger_with_their_runs(home):
+    measured = Estimate(1.8, 1.7, 1.9, 2, "p")
+    path = Report("02", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured, "reproduced")], RUNS)
+    row = pd.read_csv(path).iloc[0]
+    assert tuple(row.index) == claims.COLUMNS
+    assert (row.claim_id, row.measured, row.ci_low, row.ci_high, row.n_seeds) == ("000-fmd-gap", 1.8, 1.7, 1.9, 2)
+    assert row.published == pytest.approx(425.8 / 241.4) and row.verdict == "reproduced"
+    assert row.runs.count("train-mnist-resunet64") == 2
+    with pytest.raises(ValueError, match="belongs to notebook 02"):
+        Report("03", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured, "reproduced")], RUNS)

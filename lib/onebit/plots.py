@@ -19,6 +19,18 @@ COLOURS = {
     "published-1bit": "#d68910",
     "strict-1bit": "#b03a2e",
     "ptq-1bit": "#a9a9a9",
+    "memorizer": "#7d3c98",
+    "control": "#4d4d4d",  # real images and what is made of them
+}
+
+VERDICT_COLOURS = {
+    "reproduced": "#1e8449",
+    "direction only": "#82c99a",
+    "not reproduced": "#d68910",
+    "contradicted": "#b03a2e",
+    "too few seeds": "#7fb3d5",
+    "not measured yet": "#d5d8dc",
+    "not testable here": "#909497",
 }
 
 
@@ -63,6 +75,32 @@ def curves(frame: pd.DataFrame, y: str, label: str) -> Figure:
                      **style)
         ax.set(title=net, yscale="log", ylabel=label)
     return figure
+
+
+def intervals(frame: pd.DataFrame, label: str, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Values with their intervals, a row per arm, a dot per seed: the rows of `tables.measured` for one metric."""
+    arms = list(dict.fromkeys(frame.arm))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6, 0.8 + 0.24 * len(arms)))
+    for arm, part in frame.groupby("arm", sort=False):
+        n = len(part)
+        for i, row in enumerate(part.itertuples()):
+            y = arms.index(arm) + (i - (n - 1) / 2) * min(0.22, 0.7 / n)
+            colour = COLOURS[colour_of(row)]
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=1.4, solid_capstyle="butt")
+            ax.plot(row.value, y, "o", color=colour, ms=4)
+    ax.set_yticks(range(len(arms)), arms, fontsize=7)
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    ax.grid(axis="y", visible=False)
+    return ax.figure, ax
+
+
+def colour_of(row) -> str:
+    """The key in COLOURS of a row of `tables.measured`: its recipe, or what kind of control it is."""
+    if row.arm == "memorizer":
+        return "memorizer"
+    return row.recipe if getattr(row, "recipe", None) in COLOURS else "control"
 
 
 class LiveLoss:

@@ -2,13 +2,16 @@
 
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import unknown
 from .quantizers import WEIGHT_RULES, weight_rule
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FLOAT_BITS = 32
 
@@ -123,8 +126,10 @@ class Audit:
         scales = sum(row.scale_bits for row in self.layers)
         return (self.binary_weights + scales + 16 * (self.parameters - self.binary_weights)) / 8
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """The rows as a DataFrame."""
+        import pandas as pd  # slow to import, and training needs no table
+
         return pd.DataFrame([asdict(row) for row in self.layers])
 
 

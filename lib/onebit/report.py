@@ -11,11 +11,11 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from . import __version__, paths
+from . import __version__, claims, paths
 from .files import replacing, write_json, write_text
+from .metrics import Estimate
 from .study import Run, Study
 
-CLAIM_COLUMNS = ("claim_id", "source", "claim", "published", "measured", "verdict")
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
 
 
@@ -79,16 +79,27 @@ class Report:
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
 
-    def claims(self, rows: list[tuple], runs: Iterable[Run] = ()) -> Path:
-        """Show and save the claims a notebook decides: (claim_id, source, claim, published, measured, verdict) each.
+    def claims(self, decided: Iterable[tuple[str, Estimate | float, str]], runs: Iterable[Run] = ()) -> Path:
+        """Show and save the ledger's rows this notebook decides: (claim_id, measured, verdict) each.
 
-        `published` is NaN where the source gives no number.  Raises ValueError for a row of another length.
+        Raises    ValueError as `claims.row`.
         """
-        if any(len(row) != len(CLAIM_COLUMNS) for row in rows):
-            raise ValueError(f"a claim has the columns {', '.join(CLAIM_COLUMNS)}")
         runs = list(runs)
-        frame = pd.DataFrame(rows, columns=CLAIM_COLUMNS).assign(n_seeds=len({run.seed for run in runs}))
-        return self.table(frame, "claims", "Claims this notebook decides, by the rules above.", runs)
+        frame = pd.DataFrame([claims.row(*one, runs, self.notebook) for one in decided], columns=claims.COLUMNS)
+        path = self._path("claims")
+        write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
+        self._note(path.with_suffix(".csv"), "Claims this notebook decides, by the rules above.", runs)
+        page = frame[["claim_id", "claim", "published", "measured", "ci_low", "ci_high", "verdict"]]
+        display(Markdown(page.to_markdown(index=False, floatfmt=".4g")))
+        return path.with_suffix(".csv")
+
+    def ledger(self, frame: pd.DataFrame) -> Path:
+        """Save the whole ledger of `claims.assemble` as claims.csv; returns its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "claims.csv"
+        write_text(path, frame.to_csv(index=False))
+        self._note(path, "Every claim of the four sources, with its verdict.", [])
+        return path
 
     def _path(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -221,6 +220,8 @@ def _write_results(folder: Path, state: State, batches: Batches, settings: Setti
     if settings.ema:
         own = Batches(batches.images, settings, stream=STATISTICS)
         save_weights(averaged(state.model, state.ema, own), folder / "ema.safetensors")
+    import pandas as pd  # slow to import, and `prepare` imports this module
+
     with replacing(folder / "loss.csv") as partial:
         pd.DataFrame(state.log).to_csv(partial, index=False)
     with replacing(folder / "snapshots.npz") as partial:

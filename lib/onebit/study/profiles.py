@@ -6,15 +6,21 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from ..metrics import Gaussian
-from . import results
+from . import evaluation, results
 from .cache import Entry
+from .evaluation import Measured, Protocol
 from .results import JudgeSpec, SampleSpec
 from .run import Run
+from .sources import Control, Samples, Source, Walk
 
 RESUNET_RECIPES = ("fp16", "published-1bit", "strict-1bit", "ptq-1bit")
 UNET_RECIPES = ("fp16", "strict-1bit", "ptq-1bit")
 SUBSETS = ("", ":01", ":1")  # ten classes, two, one: the three studies of source 000
+JUDGE_SEEDS = (0, 1, 2)  # the first is the study's judge, the others show what hangs on it
+NOISE_LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3)  # of the range of grey levels
+SMOOTH_LEVELS = (0.1, 0.2)  # cycles per pixel that are left
+FAMILIES = ("memorization", "manifold", "distribution", "texture", "legibility")
+SOLVERS = ("ddim", "pndm", "dpm-solver++")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,9 @@ class Profile:
     *_seeds          of the ten-class arms of each net, and of the ResUNet's two- and one-class arms
     protocols        training protocols by name, as changes to a Run; the first is the one the headline arms use
     samples          per arm, for metrics; grid_steps: steps of the published ancestral sampler in the picture grids
+    few              training images of the positive control of memorization
+    walk_*           pairs of latents, and frames between each pair, of the interpolation study
+    solver_*         samples and numbers of steps at which samplers are compared
     """
 
     name: str
@@ -42,6 +51,11 @@ class Profile:
     judge_images: int
     judge_epochs: int
     reference_images: int
+    few: int
+    walk_pairs: int
+    walk_frames: int
+    solver_samples: int
+    solver_steps: tuple[int, ...]
     batch: int = 128
 
 
@@ -54,12 +68,14 @@ PROFILES = {
         name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(1, 1, 1), unet_steps=40,
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=200, sample_steps=5, grid_steps=10, judge_images=2_000, judge_epochs=1, reference_images=1_000,
+        few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
     ),
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(2, 1, 2), unet_steps=6_000,
-        unet_seeds=(0,), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
+        unet_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
+        few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -67,15 +83,17 @@ PROFILES = {
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
+        few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
     ),
 }
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
     "smoke": {"samples": 160, "judge_images": 0, "judge_epochs": 2},
     "laptop": {
         "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
-        "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
+        "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
+        "walk_frames": 60, "solver_samples": 200, "solver_steps": (5, 10, 20),
     },
-    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20},
+    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
 }
 
 
@@ -99,7 +117,7 @@ class Study:
         """Raises ValueError for an unknown profile, an unknown data set, or a data set with a class subset."""
         if profile not in PROFILES:
             unknown("profile", profile, PROFILES)
-        base, _ = data.parse(dataset)
+        base = data.parse(dataset).base
         if base != dataset:
             raise ValueError(f"the study chooses class subsets itself: say {base!r}, not {dataset!r}")
         size = PROFILES[profile]
@@ -126,56 +144,127 @@ class Study:
         return self.unet() + self.resunet()
 
     @property
+    def memorizer(self) -> Run:
+        """The positive control of memorization: the float U-Net with the same budget on a few training images."""
+        float_unet = self.unet(recipes=("fp16",))[0]
+        return replace(float_unet, dataset=f"{self.dataset}@{self.profile.few}")
+
+    @property
     def all_runs(self) -> list[Run]:
         """Every run, headline arms first, first seeds before second ones."""
         headline = sorted(self.ten_class, key=lambda run: (run.seed, run.net == "resunet"))
-        return headline + [run for subset in SUBSETS[1:] for run in self.resunet(subset)]
+        return headline + [self.memorizer] + [run for subset in SUBSETS[1:] for run in self.resunet(subset)]
 
     @property
-    def judge(self) -> JudgeSpec:
-        return JudgeSpec(self.dataset, self.profile.judge_images, self.profile.judge_epochs)
+    def judges(self) -> list[JudgeSpec]:
+        """The study's judge, and the same trained from other seeds."""
+        size = self.profile
+        return [JudgeSpec(self.dataset, size.judge_images, size.judge_epochs, seed) for seed in JUDGE_SEEDS]
 
-    def evaluation(self, average: bool = False) -> SampleSpec:
-        """The samples that metrics are computed on."""
-        return SampleSpec("ddim", self.profile.sample_steps, self.profile.samples, average=average)
+    @property
+    def protocol(self) -> Protocol:
+        """How the profile measures."""
+        reference = min(self.profile.reference_images, data.train_size(self.dataset))
+        return Protocol(self.judges[0], tuple(self.judges[1:]), reference, self.profile.samples)
+
+    def evaluation(self, run: Run, average: bool = False) -> Samples:
+        """The samples of a run that metrics are computed on."""
+        return Samples(run, SampleSpec("ddim", self.profile.sample_steps, self.profile.samples, average=average))
 
     @property
     def grid(self) -> SampleSpec:
         """The samples of the picture grids: the published ancestral sampler, twenty images."""
         return SampleSpec("ddpm", self.profile.grid_steps, 20)
 
-    def reference(self, wait: bool = True) -> tuple[Gaussian, dict]:
-        """Feature statistics of real training images, and the controls on real test images."""
-        return results.reference(self.judge, *self._reference_sizes, wait=wait)
-
-    def metrics(self, run: Run, average: bool = False, wait: bool = True) -> dict:
-        """Metrics of one arm under this profile's protocol."""
-        return results.metrics(run, self.evaluation(average), self.judge, *self._reference_sizes, wait=wait)
-
-    def jobs(self) -> Iterator[Job]:
-        """Every result the notebooks show, in the order in which it pays to compute them."""
-        yield Job(results.judge_entry(self.judge), partial(results.judge, self.judge))
-        yield Job(results.reference_entry(self.judge, *self._reference_sizes), self.reference)
-        yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
-        for run in self.all_runs:
-            if run == run.trained:
-                yield Job(results.training_entry(run), partial(results.training, run))
-            yield Job(results.samples_entry(run, self.grid), partial(results.samples, run, self.grid))
-            if run.dataset == self.dataset:
-                yield from self._metric_jobs(run)
-
-    def _metric_jobs(self, run: Run) -> Iterator[Job]:
-        for average in (False, True) if run.ema and run == run.trained else (False,):
-            spec = self.evaluation(average)
-            yield Job(results.samples_entry(run, spec), partial(results.samples, run, spec))
-            yield Job(results.metrics_entry(run, spec, self.judge, *self._reference_sizes),
-                      partial(self.metrics, run, average))
+    def control(self, kind: str, level: float = 0.0) -> Control:
+        """A control of as many images as every arm has samples."""
+        return Control(self.dataset, kind, self.profile.samples, level)
 
     @property
-    def _reference_sizes(self) -> tuple[int, int]:
-        """Real images: training ones for the reference, test ones (as many as samples, or all there are) as control."""
-        train = min(self.profile.reference_images, data.train_size(self.dataset))
-        return train, self.profile.samples
+    def controls(self) -> list[Control]:
+        """Every control: what a perfect, a copying, a collapsed, a blurring and a raving generator would score."""
+        plain = [self.control(kind) for kind in ("held-out", "file-order", "training", "repeated", "blend", "noise")]
+        return (plain + [self.control("noisy", level) for level in NOISE_LEVELS]
+                + [self.control("smooth", level) for level in SMOOTH_LEVELS])
+
+    @property
+    def arms(self) -> list[Run]:
+        """The runs that notebooks 03 to 05 measure: all on ten classes, and the memorizer."""
+        return [*self.ten_class, self.memorizer]
+
+    @property
+    def solver_runs(self) -> list[Run]:
+        """The runs on which samplers and numbers of steps are compared."""
+        return [run for run in self.unet(recipes=("fp16", "strict-1bit")) if run.seed == 0]
+
+    def solver(self, run: Run, sampler: str, steps: int) -> Samples:
+        """The samples of a run by another sampler or number of steps."""
+        return Samples(run, SampleSpec(sampler, steps, self.profile.solver_samples))
+
+    @property
+    def walkers(self) -> list[Run]:
+        """The runs whose latent walks are measured: the trained ones on ten classes."""
+        return [run for run in self.ten_class if run == run.trained and run.ema]
+
+    def walk(self, run: Run, path: str = "latent") -> Walk:
+        """The latent walk of a run, or an artificial path between the same end images."""
+        size = self.profile
+        return Walk(run, size.walk_pairs, size.walk_frames, size.sample_steps, path=path)
+
+    def evaluate(self, family: str, source: Source | Walk, wait: bool = True) -> Measured:
+        """A family of metrics on a source, under this profile's protocol."""
+        return evaluation.evaluate(family, source, self.protocol, wait)
+
+    def jobs(self) -> list[Job]:
+        """Every result the notebooks show, once, in the order in which it pays to compute them."""
+        return list({job.entry.name: job for job in self._jobs()}.values())
+
+    def _jobs(self) -> Iterator[Job]:
+        for spec in self.judges:
+            yield Job(results.judge_entry(spec), partial(results.judge, spec))
+        yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
+        yield Job(results.logistic_entry(self.dataset), partial(results.logistic, self.dataset))
+        yield Job(results.calibration_entry(self.judges[0]), partial(results.calibration, self.judges[0]))
+        yield self._measuring("neighbours", self.protocol.control)
+        for control in self.controls:
+            for family in ("headline", *FAMILIES):
+                yield self._measuring(family, control)
+        for run in self.all_runs:
+            yield from self._run_jobs(run)
+        for run in self.solver_runs:
+            for steps in self.profile.solver_steps:
+                yield self._sampling(run, self.solver(run, "ddim", steps).request)  # notebook 06 compares the images
+            for sampler in SOLVERS:
+                for steps in self.profile.solver_steps:
+                    yield self._measuring("headline", self.solver(run, sampler, steps))
+
+    def _run_jobs(self, run: Run) -> Iterator[Job]:
+        if run == run.trained:
+            yield Job(results.training_entry(run), partial(results.training, run))
+        if run != self.memorizer:
+            yield self._sampling(run, self.grid)
+        if run not in self.arms:
+            return
+        averaged = run.ema and run == run.trained and run != self.memorizer
+        for average in (False, True) if averaged else (False,):
+            source = self.evaluation(run, average)
+            yield self._sampling(run, source.request)
+            yield self._measuring("headline", source)
+        for family in FAMILIES:
+            yield self._measuring(family, self.evaluation(run))
+        if run == run.trained:
+            yield self._measuring("overfitting", self.evaluation(run))
+        if run in self.walkers:
+            yield self._measuring("walking", self.walk(run))
+            if run.recipe == "fp16":
+                yield self._measuring("walking", self.walk(run, "cross-fade"))
+                yield self._measuring("walking", self.walk(run, "transport"))
+
+    def _sampling(self, run: Run, request: SampleSpec) -> Job:
+        return Job(results.samples_entry(run, request), partial(results.samples, run, request))
+
+    def _measuring(self, family: str, source: Source | Walk) -> Job:
+        return Job(evaluation.entry(family, source, self.protocol), partial(self.evaluate, family, source))
 
     @staticmethod
     def _arms(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:

@@ -3,24 +3,25 @@
 Each function looks in data/released/, then in data/runs/, then computes (and only then needs the data set).
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import data, nets, recipes, sampling
-from ..files import replacing, write_json
+from ..files import replacing
 from ..judge import Judge, accuracy, look, train_judge
-from ..metrics import Gaussian, frechet_distance, judge_confidence
 from ..train import device, save_weights, train
 from . import cache
 from .cache import Entry
 from .run import Run
+
+if TYPE_CHECKING:  # pandas and scipy take a second to import, for which a `make paper` with nothing to do need not wait
+    import pandas as pd
 
 SNAPSHOT_SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)  # of the steps; ten samples are kept at each
 PICTURES = 100
@@ -83,8 +84,10 @@ def facts(run: Run) -> dict:
     return manifest["facts"] | {"processor": manifest["provenance"]["processor"]}
 
 
-def loss_log(run: Run) -> pd.DataFrame:
+def loss_log(run: Run) -> "pd.DataFrame":
     """The run's loss.csv: step, loss, lr, sign_flips."""
+    import pandas as pd
+
     return pd.read_csv(training(run) / "loss.csv")
 
 
@@ -122,10 +125,10 @@ def samples(run: Run, spec: SampleSpec, wait: bool = True, progress: bool = True
         model = weights(run, spec.average, wait)
         x = sampling.sample(model, spec.n, shape=shape, sampler=spec.sampler, steps=spec.steps, seed=spec.seed,
                             progress=progress)
-        _save_arrays(work / "samples.npz", images=data.to_uint8(x).numpy())
+        save_arrays(work / "samples.npz", images=data.to_uint8(x).numpy())
         return {}
 
-    return torch.from_numpy(_arrays(cache.get(samples_entry(run, spec), compute, wait) / "samples.npz")["images"])
+    return torch.from_numpy(load_arrays(cache.get(samples_entry(run, spec), compute, wait) / "samples.npz")["images"])
 
 
 def judge_entry(spec: JudgeSpec) -> Entry:
@@ -153,39 +156,6 @@ def judge_accuracy(spec: JudgeSpec) -> float:
     return cache.manifest(cache.find(judge_entry(spec)))["facts"]["test_accuracy"]
 
 
-def reference_entry(spec: JudgeSpec, n_train: int, n_test: int) -> Entry:
-    """Name and key of the real data's statistics."""
-    return Entry("reference", spec.dataset, {"judge": asdict(spec), "n_train": n_train, "n_test": n_test,
-                                             "controls": "random, file order", "version": EVALUATION_VERSION})
-
-
-def reference(spec: JudgeSpec, n_train: int, n_test: int, wait: bool = True) -> tuple[Gaussian, dict]:
-    """Feature statistics of `n_train` training images drawn at random, and controls measured on real test images.
-
-    Returns   the Gaussian, and a dictionary: "frechet_floor" and "judge_confidence" of `n_test` test images drawn at
-              random, which is what a perfect generator would score; "frechet_file_order" of the first `n_test`.
-    """
-
-    def compute(work: Path) -> dict:
-        seer = judge(spec, wait)
-        features, _ = look(seer, data.load(spec.dataset, "train").draw(n_train).images)
-        test = data.load(spec.dataset, "test")
-        test_features, test_probabilities = look(seer, test.draw(n_test).images)
-        first_features, _ = look(seer, test.head(n_test).images)
-        real = Gaussian.fit(features)
-        _save_arrays(work / "reference.npz", mean=real.mean, covariance=real.covariance)
-        write_json(work / "controls.json", {
-            "frechet_floor": frechet_distance(Gaussian.fit(test_features), real),
-            "frechet_file_order": frechet_distance(Gaussian.fit(first_features), real),
-            "judge_confidence": judge_confidence(test_probabilities),
-        })
-        return {}
-
-    folder = cache.get(reference_entry(spec, n_train, n_test), compute, wait)
-    arrays = _arrays(folder / "reference.npz")
-    return Gaussian(arrays["mean"], arrays["covariance"], n_train), json.loads((folder / "controls.json").read_text())
-
-
 def pictures_entry(dataset: str) -> Entry:
     """Name and key of the real images that figures show."""
     return Entry("pictures", dataset, {"dataset": dataset, "n": PICTURES})
@@ -195,33 +165,76 @@ def pictures(dataset: str, wait: bool = True) -> Tensor:
     """The first 100 test images, uint8: real digits to set generated ones beside."""
 
     def compute(work: Path) -> dict:
-        _save_arrays(work / "pictures.npz", images=data.load(dataset, "test").images[:PICTURES].numpy())
+        save_arrays(work / "pictures.npz", images=data.load(dataset, "test").images[:PICTURES].numpy())
         return {}
 
-    return torch.from_numpy(_arrays(cache.get(pictures_entry(dataset), compute, wait) / "pictures.npz")["images"])
+    return torch.from_numpy(load_arrays(cache.get(pictures_entry(dataset), compute, wait) / "pictures.npz")["images"])
 
 
-def metrics_entry(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int, n_test: int) -> Entry:
-    """Name and key of a sample set's metrics, which holds for one judge and one reference."""
-    real = reference_entry(judged, n_train, n_test).key
-    return Entry("metrics", run.label, {"run": run.spec, "samples": asdict(spec), "judge": asdict(judged),
-                                        "reference": real, "version": EVALUATION_VERSION})
+def logistic_entry(dataset: str) -> Entry:
+    """Name and key of the panel's logistic regression."""
+    return Entry("logistic", dataset, {"dataset": dataset, "version": EVALUATION_VERSION})
 
 
-def metrics(run: Run, spec: SampleSpec, judged: JudgeSpec, n_train: int, n_test: int, wait: bool = True) -> dict:
-    """Fréchet distance to training images in the judge's features, and the judge's mean confidence."""
+def logistic(dataset: str, wait: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients (10, H W) and intercepts (10,) of a logistic regression on all training images."""
 
     def compute(work: Path) -> dict:
-        features, probabilities = look(judge(judged, wait), samples(run, spec, wait))
-        real, _ = reference(judged, n_train, n_test, wait)
-        write_json(work / "metrics.json", {
-            "frechet": frechet_distance(Gaussian.fit(features), real),
-            "judge_confidence": judge_confidence(probabilities),
-        })
+        from ..panel import fit_logistic
+
+        coefficients, intercepts = fit_logistic(data.load(dataset, "train"))
+        save_arrays(work / "logistic.npz", coefficients=coefficients, intercepts=intercepts)
         return {}
 
-    folder = cache.get(metrics_entry(run, spec, judged, n_train, n_test), compute, wait)
-    return json.loads((folder / "metrics.json").read_text())
+    arrays = load_arrays(cache.get(logistic_entry(dataset), compute, wait) / "logistic.npz")
+    return arrays["coefficients"], arrays["intercepts"]
+
+
+def calibration_entry(spec: JudgeSpec) -> Entry:
+    """Name and key of a judge's calibration."""
+    return Entry("calibration", f"{spec.dataset}-s{spec.seed}", asdict(spec) | {"version": EVALUATION_VERSION})
+
+
+def calibration(spec: JudgeSpec, wait: bool = True) -> dict[str, np.ndarray]:
+    """A judge's temperature, fitted on one random half of the test split, and how it does on the other half.
+
+    Returns   "temperature"; "before" and "after": reliability tables (bins, [low, high, count, confidence, accuracy]);
+              "error_before" and "error_after": expected calibration error with its interval (value, low, high).
+    """
+
+    def compute(work: Path) -> dict:
+        from .. import metrics
+
+        test = data.load(spec.dataset, "test")
+        test = test.draw(len(test))  # shuffled: the file is ordered by writer
+        seer = judge(spec, wait)
+        features, _ = look(seer, test.images)
+        logits, labels = _logits(seer, features).numpy(), test.labels.numpy()
+        half = len(labels) // 2
+        temperature = metrics.fit_temperature(logits[:half], labels[:half])
+        arrays = {"temperature": np.array(temperature)}
+        for name, t in (("before", 1.0), ("after", temperature)):
+            p = metrics.softmax(logits[half:], t)
+            error = metrics.calibration_error(p, labels[half:])
+            arrays[name] = metrics.reliability(p, labels[half:])
+            arrays[f"error_{name}"] = np.array([error.value, error.low, error.high])
+        save_arrays(work / "calibration.npz", **arrays)
+        return {}
+
+    return load_arrays(cache.get(calibration_entry(spec), compute, wait) / "calibration.npz")
+
+
+def calibrated(spec: JudgeSpec, features: Tensor | np.ndarray, wait: bool = True) -> np.ndarray:
+    """The judge's probabilities (N, 10) at its fitted temperature, from its features (N, 128)."""
+    from .. import metrics
+
+    logits = _logits(judge(spec, wait), torch.as_tensor(features))
+    return metrics.softmax(logits.numpy(), float(calibration(spec, wait)["temperature"]))
+
+
+@torch.inference_mode()
+def _logits(seer: Judge, features: Tensor) -> Tensor:
+    return seer.classify(features.to(next(seer.parameters()).device)).cpu()
 
 
 def _snapshotter(run: Run):
@@ -229,11 +242,13 @@ def _snapshotter(run: Run):
     return lambda model: data.to_uint8(sampling.sample(model, 10, shape=shape, sampler="ddim", steps=20))
 
 
-def _save_arrays(path: Path, **arrays: np.ndarray) -> None:
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write a compressed .npz atomically."""
     with replacing(path) as partial:
         np.savez_compressed(partial, **arrays)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz."""
     with np.load(path) as stored:
         return dict(stored)

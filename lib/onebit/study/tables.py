@@ -1,20 +1,27 @@
 """Results of many runs as tidy data frames, one row per run (and step), ready for seaborn and for `Report.table`."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
 
-from .. import recipes
+from .. import data, recipes
+from ..metrics import Estimate, over_seeds
 from ..quantizers import WEIGHT_RULES, weight_rule
 from . import results
 from .profiles import Study
 from .run import Run
+from .sources import Control, Source, Walk
+
+WHOLE = "all"  # the subset of runs on all classes and images
 
 
 def loss_table(runs: Iterable[Run]) -> pd.DataFrame:
     """Every logged row of every run: net, recipe, subset, seed, lr, and step, loss, sign_flips."""
-    return pd.concat([results.loss_log(run).assign(**_names(run)) for run in runs], ignore_index=True)
+    return pd.concat([results.loss_log(run).assign(**names(run)) for run in runs], ignore_index=True)
 
 
 def final_losses(runs: Iterable[Run]) -> pd.DataFrame:
@@ -34,14 +41,70 @@ def metric_table(study: Study) -> pd.DataFrame:
 
     `frechet_over_floor` divides by what real test images score against the same reference.
     """
-    _, controls = study.reference()
+    floor = study.evaluate("headline", study.protocol.control).estimates["frechet"].value
     rows = []
     for run in study.ten_class:
         for average in (False, True) if run.ema and run == run.trained else (False,):
-            measured = study.metrics(run, average)
-            rows.append(_names(run) | {"weights": "averaged" if average else "last"} | measured
-                        | {"frechet_over_floor": measured["frechet"] / controls["frechet_floor"]})
+            found = study.evaluate("headline", study.evaluation(run, average)).estimates
+            values = {name: found[name].value for name in ("frechet", "judge_confidence")}
+            rows.append(names(run) | {"weights": "averaged" if average else "last"} | values
+                        | {"frechet_over_floor": values["frechet"] / floor})
     return pd.DataFrame(rows)
+
+
+def measured(study: Study, family: str, sources: Iterable[Source | Walk]) -> pd.DataFrame:
+    """Every estimate of a family on every source, one row each: what it was measured on, metric, value, low, high, n.
+
+    Runs are named by net, recipe, ... as everywhere, controls by `control` and `level`; `arm` names both for figures.
+    """
+    return pd.concat([_measured(study, family, source) for source in sources], ignore_index=True)
+
+
+def _measured(study: Study, family: str, source: Source | Walk) -> pd.DataFrame:
+    found = study.evaluate(family, source).estimates
+    rows = [{"metric": name, "value": e.value, "low": e.low, "high": e.high, "n": e.n, "protocol_text": e.protocol}
+            for name, e in found.items()]
+    if isinstance(source, Control):
+        who = {"arm": source.kind + (f" {source.level:g}" if source.level else ""), "control": source.kind,
+               "level": source.level}
+    else:
+        who = names(source.run)
+        who |= {"arm": f"{who['net']} {who['recipe']}" if source.run in study.ten_class else "memorizer"}
+        if isinstance(source, Walk):
+            who |= {"path": source.path}
+    return pd.DataFrame(rows).assign(**who)
+
+
+def compare(
+    frame: pd.DataFrame, metric: str, net: str, arm: str, control: str = "fp16", ratio: bool = True
+) -> Estimate:
+    """One recipe against another on the same net and whole data set, paired by seed: their ratio, or difference.
+
+    `frame` holds rows of `measured`; of several training protocols the first counts.  A ratio is averaged in
+    logarithms, so that a over b is the inverse of b over a.
+
+    Raises    KeyError if an arm has no such metric.
+    """
+    rows = frame[(frame.net == net) & (frame.subset == WHOLE) & (frame.metric == metric)]
+    rows = rows[rows.protocol == rows.protocol.iloc[0]]
+    values = rows.pivot(index="seed", columns="recipe", values="value")
+    a, b = values[arm], values[control]
+    text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
+    if not ratio:
+        return over_seeds((a - b).tolist(), text)
+    e = over_seeds(np.log(a / b).tolist(), text)
+    return replace(e, value=math.exp(e.value), low=math.exp(e.low), high=math.exp(e.high))
+
+
+def seed_values(frame: pd.DataFrame, metric: str, net: str, arm: str) -> np.ndarray:
+    """One recipe's metric by training seed, in their order; of several training protocols the first counts."""
+    rows = frame[(frame.net == net) & (frame.subset == WHOLE) & (frame.recipe == arm) & (frame.metric == metric)]
+    return rows[rows.protocol == rows.protocol.iloc[0]].sort_values("seed").value.to_numpy()
+
+
+def arm_mean(frame: pd.DataFrame, metric: str, net: str, arm: str) -> Estimate:
+    """Mean and interval over training seeds of `seed_values`."""
+    return over_seeds(seed_values(frame, metric, net, arm), f"{metric}: {net} {arm}")
 
 
 def cost_table(runs: Iterable[Run]) -> pd.DataFrame:
@@ -51,7 +114,7 @@ def cost_table(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         facts = results.facts(run)
-        rows.append(_names(run) | {"steps": run.steps} | {name: facts[name] for name in columns})
+        rows.append(names(run) | {"steps": run.steps} | {name: facts[name] for name in columns})
     return pd.DataFrame(rows)
 
 
@@ -84,7 +147,8 @@ def latent_weights(run: Run) -> dict[str, torch.Tensor]:
     }
 
 
-def _names(run: Run) -> dict:
-    _, _, subset = run.dataset.partition(":")
+def names(run: Run) -> dict:
+    """What tells a run apart in a table: net, recipe, protocol, subset, seed."""
+    subset = run.dataset.removeprefix(data.parse(run.dataset).base).removeprefix(":")
     protocol = "modern" if run.ema else "published"
-    return {"net": run.net, "recipe": run.recipe, "protocol": protocol, "subset": subset or "all", "seed": run.seed}
+    return {"net": run.net, "recipe": run.recipe, "protocol": protocol, "subset": subset or WHOLE, "seed": run.seed}

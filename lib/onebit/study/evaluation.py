@@ -1,0 +1,109 @@
+"""Metrics as keyed results: a family of them, on samples or a control, under a protocol."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from numpy.typing import NDArray
+
+from .. import data
+from ..errors import unknown
+from ..files import write_json
+from . import cache, results
+from .cache import Entry
+from .results import JudgeSpec
+from .sources import Control, Source
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How things are measured, whatever they are measured on.
+
+    judge       the feature network;  more_judges: the same trained from other seeds
+    reference   training images, drawn at random, that distributions are compared with
+    held_out    test images, drawn at random, of the control that shows what a perfect generator would score
+    """
+
+    judge: JudgeSpec
+    more_judges: tuple[JudgeSpec, ...] = ()
+    reference: int = 10_000
+    held_out: int = 2_000
+
+    @property
+    def dataset(self) -> str:
+        return self.judge.dataset
+
+    @property
+    def control(self) -> Control:
+        """Held-out images: the floor or ceiling of every metric."""
+        return Control(self.dataset, "held-out", self.held_out)
+
+
+class Measured(NamedTuple):
+    """What a family measured: numbers with intervals by name, and arrays to draw."""
+
+    estimates: dict  # name -> metrics.Estimate
+    arrays: dict[str, NDArray]
+
+
+# families of metrics, functions in families.py; +1 whenever the same request would give other numbers
+VERSIONS = {"headline": 1, "neighbours": 1, "memorization": 1, "manifold": 1, "overfitting": 1, "distribution": 1,
+            "texture": 1, "legibility": 1, "walking": 1}
+
+
+def entry(name: str, source, protocol: Protocol) -> Entry:
+    """Name and key of a family's measurements.
+
+    Raises    ValueError for an unknown family, or a source of another data set than the judge's.
+    """
+    if name not in VERSIONS:
+        unknown("family of metrics", name, VERSIONS)
+    if source.dataset != protocol.dataset:
+        raise ValueError(f"{source.label} is of {source.dataset}, the judge of {protocol.dataset}: train one for it")
+    return Entry("evaluation", f"{name}-{source.label}", {
+        "family": name, "version": VERSIONS[name], "source": source.spec, "protocol": asdict(protocol),
+    })
+
+
+def evaluate(name: str, source, protocol: Protocol, wait: bool = True) -> Measured:
+    """A family's measurements on a source, from the cache or computed."""
+
+    def compute(work: Path) -> dict:
+        from . import families  # brings scipy and scikit-learn, which take seconds to import
+
+        measured = getattr(families, name)(source, protocol, wait)
+        write_json(work / "estimates.json", {key: asdict(value) for key, value in measured.estimates.items()})
+        results.save_arrays(work / "arrays.npz", **measured.arrays)
+        return {}
+
+    return read(cache.get(entry(name, source, protocol), compute, wait))
+
+
+def read(folder: Path) -> Measured:
+    """What `evaluate` stored."""
+    from ..metrics import Estimate
+
+    estimates = json.loads((folder / "estimates.json").read_text())
+    return Measured({key: Estimate(**value) for key, value in estimates.items()},
+                    results.load_arrays(folder / "arrays.npz"))
+
+
+@lru_cache(maxsize=16)
+def real_features(judge: JudgeSpec, n: int, seed: int = 0, cutoff: float = 0.0, wait: bool = True) -> NDArray:
+    """The judge's features (n, 128) of training images drawn at random, low-passed first if there is a cut-off."""
+    from ..judge import look
+    from ..metrics import low_pass
+
+    images = data.load(judge.dataset, "train").draw(n, seed).images
+    features, _ = look(results.judge(judge, wait), low_pass(images, cutoff) if cutoff else images)
+    return features.numpy()
+
+
+def seen(source: Source, judge: JudgeSpec, wait: bool) -> tuple[NDArray, NDArray]:
+    """The judge's features (n, 128) and probabilities (n, 10) of a source's images."""
+    from ..judge import look
+
+    features, probabilities = look(results.judge(judge, wait), source.images(wait))
+    return features.numpy(), probabilities.numpy()

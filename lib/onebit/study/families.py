@@ -1,0 +1,205 @@
+"""The families of metrics: which numbers answer which question.  Definitions and sources are in `onebit.metrics`."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import data, metrics
+from ..diffusion import image_losses
+from ..judge import look, look_spatially
+from ..metrics import Gaussian
+from ..panel import knn_labels, logistic_probabilities
+from . import results
+from .evaluation import Measured, Protocol, evaluate, real_features, seen
+from .sources import Samples, Source, Walk
+
+PUBLISHED_SHARE = 12  # of the training images, one in so many is searched: 5,000 of MNIST's 60,000 in source 000
+PUBLISHED_FRECHET = 2_000  # images on either side, source 000
+PUBLISHED_CONFIDENCE = 1_000
+CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.3)  # cycles per pixel; 0.5 is the finest a pixel grid holds
+LOSS_IMAGES, BATCH = 1_000, 250
+LOSS_TIMESTEPS = tuple(range(50, 1_000, 100))  # ten, evenly spread
+VENDI = 1_000  # images; the score grows with their number
+PAIRS = 10  # closest pairs kept as pictures
+MANIFOLD_DRAW = 2  # real images drawn anew, apart from those of the other distances
+FRECHET_SIZES = 6  # sample sizes of the bias curve
+STRIPS, STRIP = 6, 40  # walks kept as pictures; frames of each
+
+
+def headline(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """The two numbers every arm has: Fréchet distance to training images, and the judge's confidence."""
+    features, probabilities = seen(source, protocol.judge, wait)
+    real = Gaussian.fit(real_features(protocol.judge, protocol.reference, wait=wait))
+    return Measured({"frechet": metrics.frechet(features, real),
+                     "judge_confidence": metrics.confidence(probabilities)}, {})
+
+
+def neighbours(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """Exact nearest training images, among all of them, in pixels and in the judge's features."""
+    train, images = data.load(source.dataset, "train"), source.images(wait)
+    distances, indices = metrics.nearest(images, train.images, k=2)
+    features, _ = seen(source, protocol.judge, wait)
+    everything = real_features(protocol.judge, len(train), wait=wait)
+    judged, _ = metrics.nearest(features, everything, k=1)
+    gap = metrics.other_gap(indices[:, 0], train.images)
+    return Measured({}, {"distances": distances, "indices": indices, "gap": gap, "judge_distances": judged[:, 0]})
+
+
+def memorization(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """Does it copy, and does it repeat itself?"""
+    train, images = data.load(source.dataset, "train").images, source.images(wait)
+    near = evaluate("neighbours", source, protocol, wait).arrays
+    held_out = evaluate("neighbours", protocol.control, protocol, wait).arrays
+    threshold = np.percentile(held_out["distances"][:, 0], 1)
+    features, probabilities = seen(source, protocol.judge, wait)
+    labels = probabilities.argmax(1)
+    first, second = near["distances"].T
+    order = np.argsort(first / np.maximum(second, np.finfo(float).tiny), kind="stable")[:PAIRS]
+    subset = len(train) // PUBLISHED_SHARE
+    return Measured({
+        "published_memorization": metrics.published_memorization(images, train, subset=subset),
+        "nn_distance": metrics.nn_distance(near["distances"][:, 0]),
+        "nn_distance_judge": metrics.nn_distance(near["judge_distances"]),
+        "distance_ratio": metrics.distance_ratio(near["distances"]),
+        "closer_than_held_out": metrics.closer_than(near["distances"][:, 0], threshold),
+        "authenticity": metrics.authenticity(near["distances"][:, 0], near["gap"]),
+        "published_diversity": metrics.published_diversity(images),
+        "diversity": metrics.diversity(images),
+        "vendi": metrics.vendi(features[:VENDI], metrics.kernel_scale(_reference_head(protocol, wait))),
+    }, {"distances": near["distances"].astype(np.float32), "class_diversity": _class_diversity(images, labels),
+        "pair_samples": images[order].numpy(),
+        "pair_train": train[near["indices"][order, 0]].numpy()})
+
+
+def _reference_head(protocol: Protocol, wait: bool) -> np.ndarray:
+    return real_features(protocol.judge, protocol.reference, wait=wait)[:VENDI]
+
+
+def _class_diversity(images: Tensor, labels: np.ndarray) -> np.ndarray:
+    """(class, images, diversity, low, high) for every judged class of enough images."""
+    rows = []
+    for c in range(10):
+        mine = images[labels == c]
+        if len(mine) >= metrics.GROUPS:
+            e = metrics.diversity(mine)
+            rows.append((c, len(mine), e.value, e.low, e.high))
+    return np.array(rows).reshape(-1, 5)
+
+
+def overfitting(source: Samples, protocol: Protocol, wait: bool) -> Measured:
+    """The network's own loss on images it was trained on, and on images it was not: same noise, same timesteps."""
+    model = results.weights(source.run, wait=wait)
+    n = min(LOSS_IMAGES, data.train_size(source.run.dataset))
+    trained = _losses(model, data.load(source.run.dataset, "train").draw(n).images)
+    held_out = _losses(model, data.load(source.dataset, "test").draw(n).images)
+    text = f"noise MSE, mean over {len(LOSS_TIMESTEPS)} timesteps"
+    return Measured({
+        "training_loss": metrics.bootstrap(trained, f"{text}, {n} training images"),
+        "held_out_loss": metrics.bootstrap(held_out, f"{text}, {len(held_out)} held-out images"),
+        "loss_gap": metrics.difference(held_out, trained, f"{text}, held-out minus training"),
+    }, {})
+
+
+@torch.inference_mode()
+def _losses(model: torch.nn.Module, images: Tensor) -> np.ndarray:
+    """Each image's loss, averaged over timesteps; the i-th image of any set meets the same noise."""
+    place = next(model.parameters()).device
+    total = torch.zeros(len(images), dtype=torch.float64)
+    for t in LOSS_TIMESTEPS:
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(t))
+        for part in torch.arange(len(images)).split(BATCH):
+            x0, timestep = data.normalize(images[part]).to(place), torch.full((len(part),), t, device=place)
+            total[part] += image_losses(model, x0, noise[part].to(place), timestep).double().cpu()
+    return (total / len(LOSS_TIMESTEPS)).numpy()
+
+
+def manifold(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """Precision, recall, density and coverage against as many training images, in the judge's features."""
+    features, _ = seen(source, protocol.judge, wait)
+    real = real_features(protocol.judge, len(features), MANIFOLD_DRAW, wait=wait)
+    return Measured(metrics.manifold(real, features), {})
+
+
+def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """Every distance between distributions, by every judge, and what classes are covered."""
+    features, probabilities = seen(source, protocol.judge, wait)
+    real = real_features(protocol.judge, protocol.reference, wait=wait)
+    gaussian, relu = Gaussian.fit(real), Gaussian.fit(real.clip(min=0))
+    sizes = metrics.curve_sizes(len(features), features.shape[1], FRECHET_SIZES)
+    n = min(PUBLISHED_FRECHET, len(real))
+    labels = probabilities.argmax(1)
+    estimates = {
+        "frechet_published": metrics.frechet(features[:PUBLISHED_FRECHET], Gaussian.fit(real[:n])),
+        "frechet": metrics.frechet(features, gaussian),
+        "frechet_infinity": metrics.frechet_infinity(features, gaussian, sizes),
+        "frechet_relu": metrics.frechet(features.clip(min=0), relu),
+        "kid": metrics.kid(features, real[: len(features)]),  # unbiased: it needs no more of them
+        "inception_score": metrics.inception_score(probabilities),
+        "class_entropy": metrics.class_entropy(labels),
+    }
+    for other in protocol.more_judges:
+        theirs = Gaussian.fit(real_features(other, protocol.reference, wait=wait))
+        estimates[f"frechet_judge{other.seed}"] = metrics.frechet(seen(source, other, wait)[0], theirs)
+    estimates["spatial_frechet"] = _spatial(source, protocol, wait)
+    curve = np.array(metrics.frechet_curve(features, gaussian, sizes))
+    return Measured(estimates, {"labels": labels.astype(np.uint8), "curve": curve})
+
+
+def _spatial(source: Source, protocol: Protocol, wait: bool) -> metrics.Estimate:
+    """sFID's idea: the Fréchet distance of a feature map that still knows where things are."""
+    judge = results.judge(protocol.judge, wait)
+    train = data.load(source.dataset, "train").draw(protocol.reference).images
+    real = Gaussian.fit(look_spatially(judge, train))
+    return metrics.frechet(look_spatially(judge, source.images(wait)), real)
+
+
+def texture(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """What is lost at which scale: spectra, grey levels, stroke widths, and distances after a low-pass."""
+    images = source.images(wait)
+    frequency, power = metrics.power_spectrum(images)
+    estimates = {"grey_share": metrics.grey_share(images), "stroke_width": metrics.stroke_width(images)}
+    for cutoff in CUTOFFS:
+        estimates[f"high_share_{cutoff:g}"] = metrics.high_share(images, cutoff)
+        real = Gaussian.fit(real_features(protocol.judge, protocol.reference, cutoff=cutoff, wait=wait))
+        features, _ = look(results.judge(protocol.judge, wait), metrics.low_pass(images, cutoff))
+        estimates[f"frechet_below_{cutoff:g}"] = metrics.frechet(features, real)
+    widths = metrics.stroke_widths(images)
+    return Measured(estimates, {
+        "frequency": frequency, "power": power.mean(0), "power_sd": power.std(0),
+        "grey": metrics.grey_histogram(images), "widths": widths[np.isfinite(widths)].astype(np.float32),
+    })
+
+
+def legibility(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """How sure the judge is, how sure it should be, and whether other kinds of judges read the same."""
+    images = source.images(wait)
+    features, probabilities = seen(source, protocol.judge, wait)
+    calibrated = results.calibrated(protocol.judge, features, wait)
+    train = data.load(source.dataset, "train")
+    labels = np.stack([
+        probabilities.argmax(1),
+        logistic_probabilities(images, *results.logistic(source.dataset, wait)).argmax(1),
+        knn_labels(images, train),
+    ])
+    return Measured({
+        "confidence_published": metrics.confidence(probabilities[:PUBLISHED_CONFIDENCE]),
+        "confidence": metrics.confidence(probabilities),
+        "confidence_calibrated": metrics.confidence(calibrated),
+        "panel_agreement": metrics.agreement(labels),
+        "panel_kappa": metrics.fleiss_kappa(labels),
+        "legible": metrics.legible(labels, calibrated),
+    }, {"labels": labels.astype(np.uint8), "confidence": probabilities.max(1).astype(np.float32),
+        "calibrated": calibrated.max(1).astype(np.float32)})
+
+
+def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
+    """What a path between two images looks like on its way: one number per path, and some paths to show."""
+    frames = walk.images(wait)
+    by_path = {measure.__name__: measure(frames) for measure in (
+        metrics.fade_residual, metrics.mid_grey, metrics.fade_mass, metrics.largest_jump, metrics.transport_length)}
+    by_path |= metrics.topology_changes(frames)
+    labels = np.stack([look(results.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
+    estimates = {name: metrics.bootstrap(values, f"mean over {walk.pairs} paths of {walk.frames} frames")
+                 for name, values in by_path.items()}
+    shown = np.linspace(0, walk.frames - 1, min(STRIP, walk.frames)).round().astype(int)
+    return Measured(estimates, by_path | {"labels": labels.astype(np.uint8), "strips": frames[:STRIPS, shown].numpy()})

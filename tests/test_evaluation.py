@@ -1,0 +1,177 @@
+"""Families of metrics as keyed results: recomputed from their parts, and controls that behave as they must."""
+
+import numpy as np
+import pytest
+import torch
+
+from onebit import data, metrics
+from onebit.errors import DataUnavailable
+from onebit.judge import look
+from onebit.study import Control, JudgeSpec, Protocol, Run, Samples, SampleSpec, Walk, cache, evaluation, results
+from onebit.study.evaluation import evaluate
+from onebit.study.families import CUTOFFS
+
+TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=1e-3, ema=0.9, precision="float32")
+N = 200
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One home for the whole module, so that its judge is trained once."""
+    from onebit import paths
+
+    home, patch = tmp_path_factory.mktemp("home"), pytest.MonkeyPatch()
+    for name, folder in {"DATA": "data", "RUNS": "data/runs", "RELEASED": "data/released"}.items():
+        patch.setattr(paths, name, home / folder)
+    evaluation.real_features.cache_clear()
+    yield home
+    evaluation.real_features.cache_clear()
+    patch.undo()
+
+
+@pytest.fixture
+def protocol(shared):
+    return Protocol(JudgeSpec("digits", 0, 10), (JudgeSpec("digits", 0, 2, seed=1),), reference=900, held_out=N)
+
+
+def control(kind, level=0.0):
+    return Control("digits", kind, N, level)
+
+
+def values(family, source, protocol):
+    return {name: e.value for name, e in evaluate(family, source, protocol).estimates.items()}
+
+
+def test_the_headline_is_that_of_its_parts(protocol):
+    """Features of the stored samples against features of the training images, by the other functions."""
+    source = Samples(TINY, SampleSpec("ddim", 4, N))
+    found = values("headline", source, protocol)
+    judge = results.judge(protocol.judge)
+    features, probabilities = look(judge, results.samples(TINY, source.request))
+    real, _ = look(judge, data.load("digits").draw(900).images)
+    expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
+    assert found["frechet"] == pytest.approx(expected, rel=1e-9)
+    assert found["judge_confidence"] == pytest.approx(probabilities.max(1).values.double().mean().item(), rel=1e-6)
+
+
+def test_every_control_is_what_it_says():
+    held_out, test = control("held-out").images(), data.load("digits", "test").images
+    assert held_out.shape == (N, 1, 16, 16) and torch.equal(control("file-order").images(), test[:N])
+    known = {image.numpy().tobytes() for image in data.load("digits").images}
+    assert all(image.numpy().tobytes() in known for image in control("training").images())
+    assert not all(image.numpy().tobytes() in known for image in held_out)
+    assert len({image.numpy().tobytes() for image in control("repeated").images()}) == 20
+    noise = (control("noisy", 0.1).images().float() - held_out.float()) / 255
+    inside = (held_out > 70) & (held_out < 185)
+    assert noise[inside].std() == pytest.approx(0.1, rel=0.05) and abs(noise[inside].mean()) < 0.01
+    assert control("noise").images().float().mean() == pytest.approx(127.5, rel=0.02)
+    assert control("smooth", 0.1).images().float().std() < held_out.float().std()
+    for kind in ("held-out", "noise", "noisy", "blend", "repeated", "training"):
+        assert control(kind, 0.1).images().dtype == torch.uint8
+        assert torch.equal(control(kind, 0.1).images(), control(kind, 0.1).images())
+
+
+def test_a_blend_is_the_mean_of_two_images_of_different_classes():
+    held_out = data.load("digits", "test").draw(N)
+    blend = control("blend").images().float()
+    for image in blend[:10]:
+        gaps = ((held_out.images.float()[:, None] + held_out.images.float()) / 2 - image).abs().amax((2, 3, 4))
+        i, j = divmod(int(gaps.argmin()), N)
+        assert gaps.min() <= 0.5 and held_out.labels[i] != held_out.labels[j]
+
+
+def test_copies_are_flagged_and_unseen_images_are_not(protocol):
+    copies, unseen = (values("memorization", control(kind), protocol) for kind in ("training", "held-out"))
+    assert copies["nn_distance"] == copies["distance_ratio"] == copies["authenticity"] == 0
+    assert copies["closer_than_held_out"] == 1
+    assert unseen["closer_than_held_out"] == pytest.approx(0.01, abs=0.005)
+    assert unseen["distance_ratio"] > 0.85 and unseen["authenticity"] > 0.2
+    assert copies["published_memorization"] > 0.5 * unseen["published_memorization"]  # blind to copying
+
+
+def test_noise_raises_the_published_score_and_changes_no_novelty(protocol):
+    scores = [values("memorization", source, protocol)["published_memorization"]
+              for source in (control("held-out"), control("noisy", 0.1), control("noisy", 0.2))]
+    assert scores == sorted(scores) and scores[2] > 1.2 * scores[0]
+
+
+def test_collapse_is_seen_by_vendi_and_coverage_and_hardly_by_the_published_diversity(protocol):
+    whole, collapsed = (values("memorization", control(kind), protocol) for kind in ("held-out", "repeated"))
+    assert collapsed["published_diversity"] > 0.85 * whole["published_diversity"]
+    assert collapsed["vendi"] < 0.5 * whole["vendi"]
+    whole, collapsed = (values("manifold", control(kind), protocol) for kind in ("held-out", "repeated"))
+    assert collapsed["coverage"] < 0.5 * whole["coverage"] and collapsed["recall"] < 0.1 * whole["recall"]
+
+
+def test_distances_rank_the_controls(protocol):
+    found = {kind: values("distribution", control(kind), protocol) for kind in ("held-out", "blend", "noise")}
+    for metric in ("frechet", "frechet_published", "frechet_relu", "frechet_judge1", "spatial_frechet", "kid"):
+        assert found["held-out"][metric] < found["blend"][metric] < found["noise"][metric], metric
+    assert found["held-out"]["inception_score"] > found["blend"]["inception_score"]
+    assert found["held-out"]["class_entropy"] > found["noise"]["class_entropy"]
+
+
+def test_texture_sees_noise_and_blur(protocol):
+    found = {level: values("texture", source, protocol) for level, source in
+             {"real": control("held-out"), "noise": control("noisy", 0.2), "blur": control("smooth", 0.1)}.items()}
+    high = {kind: numbers["high_share_0.2"] for kind, numbers in found.items()}
+    assert high["blur"] < 0.5 * high["real"] < high["real"] < high["noise"]
+    for cutoff in CUTOFFS:
+        assert found["real"][f"frechet_below_{cutoff:g}"] < found["noise"][f"frechet_below_{cutoff:g}"]
+    arrays = evaluate("texture", control("held-out"), protocol).arrays
+    assert arrays["grey"].sum() == pytest.approx(1) and arrays["frequency"].max() <= 0.5
+
+
+def test_a_panel_agrees_on_digits_and_not_on_blends_or_noise(protocol):
+    found = {kind: values("legibility", control(kind), protocol) for kind in ("held-out", "blend", "noise")}
+    assert found["held-out"]["legible"] > 0.75 > 0.5 > found["blend"]["legible"] and found["noise"]["legible"] < 0.3
+    assert found["held-out"]["panel_kappa"] > 0.8 > found["noise"]["panel_kappa"]
+    assert found["noise"]["confidence"] > 0.2  # twice its floor, on images of nothing
+    calibration = results.calibration(protocol.judge)
+    assert calibration["error_after"][0] <= calibration["error_before"][0] + 0.01
+
+
+def test_a_network_fits_what_it_was_trained_on_better(protocol):
+    """A float U-Net on 16 images for 400 steps: the loss on them falls below that on images it never saw."""
+    run = Run(dataset="digits@16", net="unet", width=8, steps=400, batch=16, lr=2e-3, precision="float32")
+    found = evaluate("overfitting", Samples(run, SampleSpec("ddim", 4, N)), protocol).estimates
+    assert found["loss_gap"].low > 0
+    assert found["loss_gap"].value == pytest.approx(found["held_out_loss"].value - found["training_loss"].value)
+
+
+def test_paths_of_the_calibrators_read_as_fading_and_as_moving(protocol):
+    walk = {path: values("walking", Walk(TINY, 4, 9, steps=4, path=path), protocol)
+            for path in ("latent", "cross-fade", "transport")}
+    assert walk["cross-fade"]["fade_residual"] < 1e-3 < walk["transport"]["fade_residual"]
+    arrays = evaluate("walking", Walk(TINY, 4, 9, steps=4), protocol).arrays
+    frames = Walk(TINY, 4, 9, steps=4).images()
+    assert arrays["strips"].shape == (4, 9, 1, 16, 16) and np.array_equal(arrays["strips"], frames.numpy())
+    assert torch.equal(frames[:, 0], results.samples(TINY, SampleSpec("ddim", 4, 8))[0::2])
+
+
+def test_a_measured_family_needs_no_data_the_second_time(protocol, monkeypatch):
+    first = evaluate("memorization", control("held-out"), protocol)
+
+    def unavailable(*_):
+        raise DataUnavailable("cut off")
+
+    monkeypatch.setattr(data, "load", unavailable)
+    again = evaluate("memorization", control("held-out"), protocol)
+    assert again.estimates == first.estimates
+    assert all(np.array_equal(again.arrays[name], first.arrays[name]) for name in first.arrays)
+    with pytest.raises(DataUnavailable):
+        evaluate("memorization", control("noisy", 0.3), protocol)
+    assert not list((cache.paths.RUNS).glob("*noisy-0.3*"))
+
+
+def test_what_cannot_be_measured_is_refused(protocol):
+    with pytest.raises(ValueError, match=r"unknown family of metrics 'fid'.*headline"):
+        evaluate("fid", control("held-out"), protocol)
+    with pytest.raises(ValueError, match="the judge of digits: train one for it"):
+        evaluate("headline", Control("mnist", "held-out", N), protocol)
+    with pytest.raises(ValueError, match=r"unknown control 'blurry'.*held-out"):
+        control("blurry")
+    with pytest.raises(ValueError, match=r"unknown path 'straight'.*latent"):
+        Walk(TINY, 4, 9, path="straight")
+    with pytest.raises(ValueError, match="too few to leave out"):
+        evaluate("headline", Control("digits", "held-out", 100), protocol)

@@ -1,0 +1,76 @@
+"""Arms against arms: paired by seed, on the whole data set, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from onebit.study import Control, Run, Samples, SampleSpec, Study, Walk, tables
+
+
+def frame(**values):
+    """Rows as `tables.measured` gives them; values: (recipe, seed) -> value of metric d on one net."""
+    rows = [{"net": "unet", "recipe": recipe, "protocol": "modern", "subset": "all", "seed": seed, "metric": "d",
+             "value": value} for recipe, by_seed in values.items() for seed, value in enumerate(by_seed)]
+    return pd.DataFrame(rows)
+
+
+def test_a_ratio_is_averaged_in_logarithms_over_pairs_of_one_seed():
+    """2/1 and 8/1: the geometric mean 4; the interval of log2 ratios 1 and 3 is 2 +- t(1) * 1."""
+    measured = frame(fp16=[1.0, 1.0], one=[2.0, 8.0])
+    e = tables.compare(measured, "d", "unet", "one")
+    half = stats.t.ppf(0.975, 1)
+    assert e.value == pytest.approx(4) and e.n == 2
+    assert np.log2([e.low, e.high]) == pytest.approx([2 - half, 2 + half])
+    back = tables.compare(measured, "d", "unet", "fp16", control="one")
+    assert back.value == pytest.approx(1 / e.value) and back.low == pytest.approx(1 / e.high)
+
+
+def test_a_difference_is_paired_by_seed_whatever_the_order_of_rows():
+    """5 - 1 and 2 - 0: mean 3; seeds swapped in one arm would give the same mean and another spread."""
+    measured = frame(fp16=[1.0, 0.0], one=[5.0, 2.0])
+    e = tables.compare(measured.iloc[::-1], "d", "unet", "one", ratio=False)
+    assert e.value == 3 and e.high - 3 == pytest.approx(stats.t.ppf(0.975, 1) * 1.0)
+    assert tables.seed_values(measured.iloc[::-1], "d", "unet", "one").tolist() == [5, 2]
+    assert tables.arm_mean(measured, "d", "unet", "one").value == 3.5
+
+
+def test_other_nets_metrics_subsets_and_later_protocols_do_not_count():
+    measured = frame(fp16=[1.0], one=[2.0])
+    others = [measured.assign(value=99.0, **{column: value}) for column, value in
+              (("net", "resunet"), ("metric", "e"), ("subset", "@200"), ("protocol", "published"))]
+    e = tables.compare(pd.concat([measured, *others]), "d", "unet", "one")
+    assert e.value == pytest.approx(2) and np.isnan(e.low)
+
+
+def test_an_arm_that_was_not_measured_is_an_error():
+    with pytest.raises(KeyError, match="two"):
+        tables.compare(frame(fp16=[1.0], one=[2.0]), "d", "unet", "two")
+
+
+def test_rows_name_runs_controls_paths_and_the_memorizer(monkeypatch):
+    from onebit.metrics import Estimate
+    from onebit.study.evaluation import Measured
+
+    study = Study.named("smoke", "digits")
+    monkeypatch.setattr(Study, "evaluate", lambda *_: Measured({"d": Estimate(1.0, 0.5, 2.0, 9, "p")}, {}))
+    run = study.unet(recipes=("strict-1bit",))[0]
+    sources = [Control("digits", "noisy", 5, 0.2), study.evaluation(run), study.evaluation(study.memorizer),
+               study.walk(run, "transport")]
+    rows = tables.measured(study, "headline", sources)
+    assert rows.arm.tolist() == ["noisy 0.2", "unet strict-1bit", "memorizer", "unet strict-1bit"]
+    assert rows.loc[0, ["control", "level"]].tolist() == ["noisy", 0.2]
+    assert rows.control.isna().tolist() == [False, True, True, True]
+    assert rows.loc[2, "subset"] == "@200" and rows.loc[3, "path"] == "transport"
+    assert rows.loc[1, ["value", "low", "high", "n"]].tolist() == [1.0, 0.5, 2.0, 9]
+
+
+def test_the_memorizer_differs_from_the_control_in_its_images_alone():
+    from dataclasses import asdict
+
+    study = Study.named("laptop", "mnist")
+    control, memorizer = study.unet(recipes=("fp16",))[0], study.memorizer
+    assert {k for k in asdict(control) if asdict(control)[k] != asdict(memorizer)[k]} == {"dataset"}
+    assert memorizer.dataset == "mnist@200" and memorizer in study.arms and memorizer not in study.ten_class
+    assert isinstance(study.walk(control), Walk) and isinstance(study.evaluation(control), Samples)
+    assert Samples(Run(), SampleSpec()).dataset == "mnist"
