@@ -13,7 +13,7 @@ UV_VERSION := 0.13.8
 
 ENVIRONMENT ?= .venv/.complete
 PY  ?= .venv/bin/python
-LIB := $(shell find lib -name '*.py' -o -name '*.mplstyle') requirements.lock
+LIB := $(shell find lib -name '*.py' -o -name '*.mplstyle' -o -name '*.toml') requirements.lock
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)
 export FROM_SCRATCH ?=
@@ -40,6 +40,9 @@ $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
 	$(PY) -m papermill --log-level WARNING --progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
 	@mv $(@D)/.$*.ipynb $@
 
+# the verdicts are read from the tables that the other notebooks write
+$(OUT)/09_verdicts.ipynb: $(filter-out %/09_verdicts.ipynb,$(NOTEBOOKS:notebooks/%=$(OUT)/%))
+
 train: $(ENVIRONMENT)  ## the grid of runs only, resumable: make train PROFILE=laptop DATASET=mnist
 	@$(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS) > /dev/null
 
@@ -58,8 +61,9 @@ site: $(ENVIRONMENT)  ## the executed notebooks as linked HTML pages, in build/s
 	$(MAKE) --no-print-directory series DATASET=$$1 PROFILE=$$2; \
 	$(PY) -m onebit.publish site build/$$1/$$2 build/site
 
-publish: $(ENVIRONMENT)  ## executed notebooks of the reference study back into notebooks/, to be committed
+publish: $(ENVIRONMENT)  ## executed notebooks of the reference study, and its claims, into notebooks/ and README.md
 	$(PY) -m onebit.publish back build/mnist/laptop notebooks
+	$(PY) -m onebit.publish readme figures/claims.csv README.md
 	@touch build/mnist/laptop/*.ipynb
 
 release: $(ENVIRONMENT)  ## copy the profile's results into data/released/, to be committed

@@ -69,7 +69,8 @@ def test_names_are_those_that_other_files_look_for():
     assert [b.name for b in bench.benches()] == [
         "train-step resunet64 fp16", "train-step resunet64 strict-1bit",
         f"train-step resunet64 share of {precision} matrix rate", "data-path batches",
-        "import onebit", "import study", "cached make paper",
+        "nn 10000 x 60000 against scikit-learn", "nn 10000 x 60000 against faiss", "frechet 128",
+        "sampling unet16 ddim 50", "import onebit", "import study", "cached make paper",
     ]
 
 

@@ -1,5 +1,7 @@
 """Executed notebooks on their way to readers."""
 
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -54,3 +56,28 @@ def test_the_site_links_its_pages(tmp_path):
     first, index = ((tmp_path / "site" / f"{n}.html").read_text() for n in ("01_a", "index"))
     assert 'href="02_b.html"' in first and ".ipynb" not in first.split("<body")[1]
     assert "Title &amp; more" in index and "Does it work?" in index
+
+
+def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_path):
+    ledger, page = tmp_path / "claims.csv", tmp_path / "README.md"
+    header = "claim_id,source,claim,published,measured,ci_low,ci_high,n_seeds,verdict,notebook,runs\n"
+    ledger.write_text(header + "a,000,It is 1 bit,1.0,0.34974,,,0,contradicted,01,\n"
+                      "b,000,A gap,1.7639,1.5,1.2,1.8,2,direction only,02,\n"
+                      "c,001,Not yet,,,,,0,not testable here (x),07,\n")
+    page.write_text(f"top\n{publish.CLAIMS_START}\nold\n{publish.CLAIMS_END}\nend\n")
+    publish.readme(ledger, page)
+    publish.readme(ledger, page)
+    text = page.read_text()
+    assert text.startswith("top\n") and text.endswith("\nend\n") and "old" not in text and "Not yet" not in text
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert cells[2] == ["It is 1 bit", "000", "1", "0.35", "contradicted", "01"]
+    assert cells[3] == ["A gap", "000", "1.764", "1.5 [1.2, 1.8]", "direction only", "02"]
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        publish.readme(ledger, page)
+
+
+def test_the_readme_shows_the_committed_ledger():
+    root = Path(__file__).parents[1]
+    block = (root / "README.md").read_text().partition(publish.CLAIMS_START)[2].partition(publish.CLAIMS_END)[0]
+    assert block.strip() == publish.claims_table(root / "figures/claims.csv").strip()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import data, nets, paths
+from . import bench_evaluation, data, nets, paths
 from .baseline import reference_step
 from .files import replacing
 from .recipes import quantize
@@ -104,9 +104,24 @@ def benches(size: Size = Size()) -> list[Bench]:
         *(Bench(f"{step} {recipe}", "images/s", partial(train_rates, size, recipe)) for recipe in RECIPES),
         Bench(share, "TFLOP/s", partial(matrix_rates, size)),
         Bench("data-path batches", "images/s", partial(data_rates, size)),
+        *evaluation_benches(),
         Bench("import onebit", "s", lambda _: (import_seconds("onebit"), IMPORT_BUDGET)),
         Bench("import study", "s", lambda _: (import_seconds("onebit.study"), math.nan)),
         Bench("cached make paper", "s", lambda _: (paper_seconds(), PAPER_BUDGET)),
+    ]
+
+
+def evaluation_benches() -> list[Bench]:
+    """The rows of nearest neighbours, Fréchet distance and sampling."""
+    size = bench_evaluation.Size()
+    found = f"nn {size.queries} x {size.references}"
+    search = partial(bench_evaluation.neighbour_rates, interleaved, size)
+    sampled = f"sampling unet{size.width} ddim {size.steps}"
+    return [
+        Bench(f"{found} against scikit-learn", "images/s", partial(search, bench_evaluation.brute_force)),
+        Bench(f"{found} against faiss", "images/s", partial(search, bench_evaluation.flat_index)),
+        Bench(f"frechet {size.features}", "1/s", partial(bench_evaluation.frechet_rates, interleaved, size)),
+        Bench(sampled, "images/s", partial(bench_evaluation.sampling_rates, interleaved, size)),
     ]
 
 

@@ -1,4 +1,5 @@
-"""Executed notebooks for readers: back into notebooks/ without traces of the machine, or as linked HTML pages."""
+"""For readers: executed notebooks back into notebooks/ without traces of the machine, or as linked HTML pages; and
+the table of claims into the README."""
 
 import argparse
 import copy
@@ -9,10 +10,12 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from nbformat import NotebookNode
 
 from .files import write_text
 
+CLAIMS_START, CLAIMS_END = "<!-- claims, written by make publish -->", "<!-- end of claims -->"
 INDEX = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -82,6 +85,31 @@ def site(built: Path, target: Path) -> None:
     write_text(target / "index.html", INDEX.format(items="\n".join(items)))
 
 
+def readme(ledger: Path, page: Path) -> None:
+    """Write the measured claims of `ledger` (claims.csv) between the two marks in `page`.
+
+    Raises    ValueError if the page does not hold both marks.
+    """
+    text = page.read_text()
+    before, start, rest = text.partition(CLAIMS_START)
+    _, end, after = rest.partition(CLAIMS_END)
+    if not (start and end):
+        raise ValueError(f"{page} lacks the marks {CLAIMS_START} and {CLAIMS_END} around its table of claims")
+    write_text(page, f"{before}{start}\n{claims_table(ledger)}\n{end}{after}")
+
+
+def claims_table(ledger: Path) -> str:
+    """The measured claims of claims.csv as Markdown."""
+    rows = pd.read_csv(ledger, dtype={"notebook": str, "source": str})
+    rows = rows[rows.measured.notna()]
+    measured = [f"{r.measured:.3g}" + (f" [{r.ci_low:.3g}, {r.ci_high:.3g}]" if r.ci_low == r.ci_low else "")
+                for r in rows.itertuples()]
+    published = ["-" if x != x else f"{x:.4g}" for x in rows.published]
+    table = pd.DataFrame({"claim": rows.claim, "source": rows.source, "published": published, "measured": measured,
+                          "verdict": rows.verdict, "notebook": rows.notebook})
+    return table.to_markdown(index=False, disable_numparse=True)
+
+
 def _navigation(paths: list[Path], i: int) -> str:
     """Links from page i to the index and its neighbours."""
     links = ["[all notebooks](index.html)"]
@@ -112,13 +140,13 @@ def _headline(notebook: NotebookNode) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """python -m onebit.publish back|site FROM TO"""
+    """python -m onebit.publish back|site|readme FROM TO"""
     parser = argparse.ArgumentParser(prog="python -m onebit.publish", description=__doc__)
-    parser.add_argument("what", choices=["back", "site"])
+    parser.add_argument("what", choices=["back", "site", "readme"])
     parser.add_argument("built", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args(arguments)
-    {"back": back, "site": site}[options.what](options.built, options.target)
+    {"back": back, "site": site, "readme": readme}[options.what](options.built, options.target)
     return 0
 
 
