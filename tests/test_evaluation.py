@@ -129,6 +129,7 @@ def test_a_panel_agrees_on_digits_and_not_on_blends_or_noise(protocol):
     assert found["noise"]["confidence"] > 0.2  # twice its floor, on images of nothing
     calibration = results.calibration(protocol.judge)
     assert calibration["error_after"][0] <= calibration["error_before"][0] + 0.01
+    assert 0 < calibration["floor_after"][0] < 0.1  # nobody scores 0 on so few images
 
 
 def test_a_network_fits_what_it_was_trained_on_better(protocol):

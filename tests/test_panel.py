@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
 from onebit import data
 from onebit.data import Dataset
-from onebit.panel import ITERATIONS, Panel, fit_logistic, knn_labels, logistic_probabilities
+from onebit.panel import ITERATIONS, fit_logistic, knn_labels, logistic_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -169,24 +168,6 @@ def test_images_the_panel_cannot_see_are_refused(train, fitted, images, bad):
             judge(bad(images))
 
 
-def test_the_panel_stacks_its_judges_in_order(train, test, fitted):
-    panel = Panel(*fitted, train, k=3)
-    labels = panel.labels(test.images)
-    assert labels.shape == (len(Panel.JUDGES), len(test)) and labels.dtype == np.int64
-    assert Panel.JUDGES == ("logistic", "nearest neighbours")
-    np.testing.assert_array_equal(labels[0], logistic_probabilities(test.images, *fitted).argmax(axis=1))
-    np.testing.assert_array_equal(labels[1], knn_labels(test.images, train, k=3))
-    assert (labels[0] != labels[1]).any()
-
-
-def test_a_panel_is_rebuilt_from_saved_arrays(tmp_path, train, test):
-    """What was fitted goes to safetensors and back; nothing is fitted anew, every label is the same."""
-    panel = Panel.fit(train.head(300))
-    save_file({"coefficients": panel.coefficients, "intercepts": panel.intercepts}, tmp_path / "panel.safetensors")
-    again = Panel(**load_file(tmp_path / "panel.safetensors"), dataset=train.head(300))
-    np.testing.assert_array_equal(again.labels(test.images), panel.labels(test.images))
-
-
 def test_the_fit_is_a_function_of_its_data_and_touches_no_global_generator(train):
     torch.manual_seed(1), np.random.seed(1)
     want = torch.rand(2), np.random.random(2)
@@ -199,9 +180,11 @@ def test_the_fit_is_a_function_of_its_data_and_touches_no_global_generator(train
 
 def test_judges_agree_on_digits_and_not_on_shuffled_pixels(train, test, fitted):
     """A control: the same grey levels at shuffled places are no digits, and two kinds of judges read them apart."""
-    panel = Panel(*fitted, train)
+    def read(images):
+        return logistic_probabilities(images, *fitted).argmax(axis=1), knn_labels(images, train)
+
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     shuffled = test.images.flatten(1)[:, order].reshape(test.images.shape)
-    digits, noise = (panel.labels(images) for images in (test.images, shuffled))
+    digits, noise = (read(images) for images in (test.images, shuffled))
     assert (digits[0] == digits[1]).mean() > 0.85
     assert (noise[0] == noise[1]).mean() < 0.5

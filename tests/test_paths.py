@@ -99,9 +99,9 @@ def test_intermediate_levels_are_a_quarter_to_three_quarters_of_white(level, cou
 
 
 def test_fade_mass_is_the_deepest_dip_below_the_line_between_the_ends():
-    """Ink 100, 120, 50, 190, 180 on the line 100, 120, 140, 160, 180: the dip is 1 - 50/140; a bulge is no dip."""
-    rows = [[n, 0, 0, 0] for n in (100, 120, 50, 190, 180)]
-    assert fade_mass(path(*rows)) == pytest.approx([90 / 140])
+    """Ink 100, 60, 130, 190, 180 on the line 100, 120, 140, 160, 180: the dip is 1 - 60/120; a bulge is no dip."""
+    rows = [[n, 0, 0, 0] for n in (100, 60, 130, 190, 180)]
+    assert fade_mass(path(*rows)) == pytest.approx([0.5])
     assert fade_mass(path([100, 0, 0, 0], [0, 250, 0, 0], [0, 0, 100, 0])) == 0
     assert fade_mass(path([0, 0, 0, 0], [25, 0, 0, 0], [0, 0, 100, 0])) == pytest.approx([0.5])
 

@@ -250,3 +250,9 @@ def test_what_make_paper_asks_first_does_not_wait_for_slow_imports():
     script = "import sys, onebit.study.__main__; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in out and not {"pandas", "scipy", "sklearn", "matplotlib", "diffusers", "torchvision"} & set(out)
+
+
+def test_release_resolves_auto_as_prepare_does(home, capsys):
+    """Nothing is computed in this home: it names the first missing result of mnist, and fails."""
+    assert main(["release"]) == 1
+    assert "judge-mnist-s0" in capsys.readouterr().err

@@ -128,6 +128,15 @@ def test_features_below_the_floor_do_not_count():
     assert betti_curve(frames, threshold=0.3, persistence_at_least=0).tolist() == [[[1, 1 if 0.3 * 255 > 90 else 0]]]
 
 
+def test_a_feature_is_alive_from_its_birth_level_down_to_just_above_its_death_level():
+    """Peaks 255 and 153 that meet at 102: two of them at t = 153/255 and until, not at, 102/255."""
+    frames = np.array([[255, 102, 153]], np.uint8)[None, None]
+    for threshold, expected in ((154 / 255, 1), (153 / 255, 2), (102.5 / 255, 2), (102 / 255, 1)):
+        assert betti_curve(frames, threshold, persistence_at_least=0)[0, 0, 0] == expected
+    faint = np.array([[51, 0]], np.uint8)[None, None]
+    assert betti_curve(faint, 0.1, persistence_at_least=0.2)[0, 0, 0] == 1, "the floor itself is enough"
+
+
 def test_without_a_floor_the_curve_is_betti_of_every_frame():
     frames = data.load("digits").draw(6).images.reshape(2, 3, 1, 16, 16)
     got = betti_curve(frames, 0.4, persistence_at_least=0)

@@ -115,8 +115,8 @@ def transport_morph(
 
     Each image's ink becomes n particles of equal mass, which move on straight lines and are drawn by bilinear
     weights.  No ink fades, but where a stroke is stretched it turns grey, as mass is conserved and area is not;
-    `crisp` redraws every frame in the interpolated grey levels of the ends, brightest pixels first.  The cheapest
-    plan tears strokes: this walk calibrates how ink moves, not how often topology changes.
+    `crisp` redraws every frame in the interpolated grey levels of the ends, brightest pixels first, which calibrates
+    `mid_grey` but moves ink off its shortest way.  The cheapest plan tears strokes: neither calibrates topology.
 
     Shapes    a, b (P, 1, H, W) uint8 -> (P, frames, 1, H, W) uint8.  `particles` per image; time grows as their cube.
     Error     End frames are drawn from particles too, so that they are no sharper than the others: between MNIST
@@ -159,14 +159,12 @@ def _recolour(path: NDArray, a: NDArray, b: NDArray, times: NDArray) -> NDArray[
 
 
 def _particles(image: NDArray, n: int, shift: NDArray) -> NDArray[np.float64]:
-    """n positions (row, column) at the quantiles (k + 1/2) / n of the ink, read in rows of alternating direction.
+    """n positions (row, column) at the quantiles (k + 1/2) / n of the ink, read row by row.
 
     A pixel gets its share of particles, rounded up or down; the R2 sequence spreads them within their pixels.
     """
-    snake = np.arange(image.size).reshape(image.shape)
-    snake[1::2] = snake[1::2, ::-1]
-    ink = image.ravel()[snake.ravel()].cumsum(dtype=np.float64)
-    pixel = snake.ravel()[np.searchsorted(ink, (np.arange(n) + 0.5) / n * ink[-1])]
+    ink = image.cumsum(dtype=np.float64)
+    pixel = np.searchsorted(ink, (np.arange(n) + 0.5) / n * ink[-1])
     plastic = 1.32471795724474602596  # real root of x^3 = x + 1; R2 steps by 1/x and 1/x^2 (Roberts 2018)
     inside = (np.arange(n)[:, None] / [plastic, plastic**2] + shift) % 1 - 0.5
     return np.stack(np.divmod(pixel, image.shape[1]), axis=1) + SPREAD * inside

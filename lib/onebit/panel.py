@@ -4,7 +4,6 @@ They see no features and share no errors of the network's kind, so an image they
 """
 
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.special
@@ -75,35 +74,6 @@ def knn_labels(images: ArrayLike, dataset: Dataset, k: int = NEIGHBOURS) -> NDAr
     asked = _grey(images, train.shape[1])
     model = KNeighborsClassifier(k, algorithm="brute").fit(train, dataset.labels.numpy())
     return model.predict(asked).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Both judges, ready to read: what was fitted (arrays, to be saved and given back) and the training images.
-
-    Shapes    coefficients (10, H W), intercepts (10,), as `fit_logistic` gives them.
-    """
-
-    coefficients: NDArray[np.float64]
-    intercepts: NDArray[np.float64]
-    dataset: Dataset
-    k: int = NEIGHBOURS
-
-    JUDGES = ("logistic", "nearest neighbours")  # the rows of `labels`
-
-    @classmethod
-    def fit(cls, dataset: Dataset, k: int = NEIGHBOURS) -> "Panel":
-        """A panel that has learned a whole training split."""
-        return cls(*fit_logistic(dataset), dataset, k)
-
-    def labels(self, images: ArrayLike) -> NDArray[np.int64]:
-        """What each judge reads.
-
-        Shapes    images (N, 1, H, H) uint8 -> (2, N): rows as in `JUDGES`; stack a network's labels on top.
-        Raises    ValueError for images of another type or size than the data set's.
-        """
-        logistic = logistic_probabilities(images, self.coefficients, self.intercepts).argmax(axis=1)
-        return np.stack([logistic, knn_labels(images, self.dataset, self.k)])
 
 
 def _ink(images: ArrayLike, pixels: int | None = None) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
@@ -42,16 +41,24 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         d = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2))
 
     Units     squared units of the features, so values of different feature networks do not compare.
-    DIFFERS   usual code takes sqrtm(C_a C_b); its trace is that of the symmetric form here, whose eigenvalues are
-              real and >= 0 (what rounding makes negative is set to 0).
+    DIFFERS   usual code takes sqrtm(C_a C_b).  R^T C_b R, for any R with R R^T = C_a, is symmetric and has the same
+              eigenvalues; they are real and >= 0 (what rounding makes negative is set to 0), and found faster.
     Source    Dowson & Landau 1982; FID (arXiv:1706.08500) Eq. 6.  With the judge's features: source 000's "FMD".
     """
-    values, vectors = scipy.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = scipy.linalg.eigvalsh(root @ b.covariance @ root)
+    root = _root(a.covariance)
+    cross = np.linalg.eigvalsh(root.T @ b.covariance @ root)
     shift = np.sum((a.mean - b.mean) ** 2)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross.clip(min=0)).sum()
     return float(shift + trace)
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Some R with R R^T = C: Cholesky's, or from eigenvectors where C is singular."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(values.clip(min=0))
 
 
 def frechet(features: ArrayLike, real: Gaussian, protocol: str = "Fréchet distance") -> Estimate:

@@ -110,7 +110,7 @@ def transport_length(frames: ArrayLike, every: int = 4, directions: int = 32) ->
     1 for a straight move; detours, noise and fading add length, so that a long path says little about which.  A
     cross-fade of disjoint dots takes the root of the number of steps, so that values compare only for equal `every`
     and numbers of frames.  The projections of two digits overlap, which leaves a narrow scale: over 4 steps between
-    MNIST images a cross-fade reads 1.11, `transport_morph` 1.04 (100 pairs).
+    MNIST images a cross-fade reads 1.11, `transport_morph` 1.04 (100 pairs), but a crisp one 1.12.
 
     Raises    also for a blank frame, ends with the same distribution of ink, or `every` outside 1 .. F - 1.
     Source    this work; displacement interpolation is the geodesic of W2 (McCann 1997).
@@ -144,7 +144,7 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, directions: int = 32) -> Path
     """
     if directions < 2:
         raise ValueError(f"directions must be at least 2, got {directions}")
-    a, b = (_densities(x, name) for x, name in ((a, "a"), (b, "b")))
+    a, b = (_images(x, name) for x, name in ((a, "a"), (b, "b")))
     if a.shape != b.shape:
         raise ValueError(f"a and b must be as many images of one size, got {a.shape} and {b.shape}")
     projection = _projection(*a.shape[1:], directions)
@@ -152,17 +152,16 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, directions: int = 32) -> Path
     return BIN * np.sqrt([_quantile_distance(p, q).mean() for p, q in zip(a, b, strict=True)])
 
 
-def _densities(images: ArrayLike, name: str) -> NDArray[np.float64]:
+def _images(images: ArrayLike, name: str) -> NDArray[np.float64]:
     x = np.asarray(images, dtype=np.float64)
     if x.ndim == 4 and x.shape[1] == 1:
         x = x[:, 0]
     x = x[None] if x.ndim == 2 else x
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"{name} must be images (N, H, W), (N, 1, H, W) or (H, W), got shape {x.shape}")
-    mass = x.sum(axis=(1, 2), keepdims=True)
-    if not np.isfinite(x).all() or (x < 0).any() or not mass.all():
+    if not np.isfinite(x).all() or (x < 0).any() or not x.any(axis=(1, 2)).all():
         raise ValueError(f"{name} must hold finite grey levels >= 0, not all 0: a blank image has no ink to move")
-    return x / mass
+    return x
 
 
 @lru_cache(maxsize=4)
@@ -187,7 +186,7 @@ def _projection(height: int, width: int, directions: int) -> NDArray[np.float64]
 
 
 def _quantile_distance(p: NDArray, q: NDArray) -> NDArray[np.float64]:
-    """Squared W2 of histograms in rows, (D, B) of mass 1, in units of bins, each spread evenly over its bin.
+    """Squared W2 of histograms in rows (D, B), in units of bins, each normalised and spread evenly over its bins.
 
     Between two neighbouring values of either distribution function, both quantile functions are linear in u; a linear
     difference from x to y over a width w contributes w (x^2 + x y + y^2) / 3.

@@ -39,15 +39,12 @@ def persistence(image: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float
     Source    Edelsbrunner & Harer 2010, Computational Topology, VII.1 (elder rule); holes are components of the
               complement, with the other connectivity, by duality (arXiv:2102.11397).
     """
-    grey = _grey(image).astype(np.int64)
-    width = grey.shape[1] + 2
-    ink = np.pad(grey, 1).ravel()
+    grey = np.pad(_grey(image), 1).astype(np.int64)  # the frame is the outside, as dark as can be: elder than any hole
+    width, grey = grey.shape[1], grey.ravel()
     # bright first; background pixels belong to no component at any threshold > 0
-    components = _merge_tree(-ink, (-ink).argsort(kind="stable")[: np.count_nonzero(ink)],
+    components = _merge_tree(-grey, (-grey).argsort(kind="stable")[: np.count_nonzero(grey)],
                              (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1), end=0)
-    # dark first, after the outside, which is elder than any hole and reaches the border pixels by the frame of padding
-    dark = np.pad(grey, 1, constant_values=-1).ravel()
-    holes = _merge_tree(dark, dark.argsort(kind="stable"), (-width, -1, 1, width), end=None)
+    holes = _merge_tree(grey, grey.argsort(kind="stable"), (-width, -1, 1, width), end=None)
     return _bars([(-birth, -death) for birth, death in components]), _bars([(late, early) for early, late in holes])
 
 

@@ -28,10 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Say on stderr in one line which case this is, compute what is missing, print "<data set> <profile>"."""
-    profile = options.profile
-    if profile == "auto":
-        profile = "paper" if torch.cuda.is_available() else "laptop"
-    wanted = "mnist" if options.dataset == "auto" else options.dataset
+    profile, wanted = _wanted(options)
     missing = _missing(wanted, profile)
     if missing and not data.available(wanted):
         absent = f"{len(missing)} results missing, and {wanted} is neither in data/ nor to be downloaded"
@@ -51,6 +48,13 @@ def prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _wanted(options: argparse.Namespace) -> tuple[str, str]:
+    """Profile and data set, "auto" resolved."""
+    profile = "paper" if torch.cuda.is_available() else "laptop"
+    return (profile if options.profile == "auto" else options.profile,
+            "mnist" if options.dataset == "auto" else options.dataset)
+
+
 def _missing(dataset: str, profile: str) -> list[Job]:
     return [job for job in Study.named(profile, dataset).jobs() if cache.find(job.entry) is None]
 
@@ -63,7 +67,7 @@ def work(options: argparse.Namespace) -> int:
 
 def release(options: argparse.Namespace) -> int:
     """Copy the profile's results into data/released/ (to be committed); fails if one is missing."""
-    for job in Study.named(options.profile, options.dataset).jobs():
+    for job in Study.named(*_wanted(options)).jobs():
         folder = cache.find(job.entry)
         if folder is None:
             say(f"{job.entry.name} is not computed yet; run make train first")
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__)
-        auto = ["auto"] if name == "prepare" else []
+        auto = ["auto"] if name != "work" else []
         command.add_argument("--profile", choices=[*auto, *PROFILES], default="auto" if auto else "laptop")
         command.add_argument("--dataset", choices=[*auto, *data.NAMES], default="auto" if auto else "mnist")
         command.add_argument("--jobs", type=int, default=0, help="processes (prepare); 0: as many as pay")

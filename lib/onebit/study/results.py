@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # pandas and scipy take a second to import, for which a `make
 
 SNAPSHOT_SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)  # of the steps; ten samples are kept at each
 PICTURES = 100
+CALIBRATION_VERSION = 2
 EVALUATION_VERSION = 1  # +1 whenever the same request would give other samples or metrics
 
 
@@ -192,14 +193,15 @@ def logistic(dataset: str, wait: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 def calibration_entry(spec: JudgeSpec) -> Entry:
     """Name and key of a judge's calibration."""
-    return Entry("calibration", f"{spec.dataset}-s{spec.seed}", asdict(spec) | {"version": EVALUATION_VERSION})
+    return Entry("calibration", f"{spec.dataset}-s{spec.seed}", asdict(spec) | {"version": CALIBRATION_VERSION})
 
 
 def calibration(spec: JudgeSpec, wait: bool = True) -> dict[str, np.ndarray]:
     """A judge's temperature, fitted on one random half of the test split, and how it does on the other half.
 
     Returns   "temperature"; "before" and "after": reliability tables (bins, [low, high, count, confidence, accuracy]);
-              "error_before" and "error_after": expected calibration error with its interval (value, low, high).
+              "error_before" and "error_after": expected calibration error with its interval (value, low, high);
+              "floor_before" and "floor_after": what a judge as sure as this, and right as often, would score.
     """
 
     def compute(work: Path) -> dict:
@@ -215,9 +217,9 @@ def calibration(spec: JudgeSpec, wait: bool = True) -> dict[str, np.ndarray]:
         arrays = {"temperature": np.array(temperature)}
         for name, t in (("before", 1.0), ("after", temperature)):
             p = metrics.softmax(logits[half:], t)
-            error = metrics.calibration_error(p, labels[half:])
             arrays[name] = metrics.reliability(p, labels[half:])
-            arrays[f"error_{name}"] = np.array([error.value, error.low, error.high])
+            measured = {"error": metrics.calibration_error(p, labels[half:]), "floor": metrics.calibration_floor(p)}
+            arrays |= {f"{what}_{name}": np.array([e.value, e.low, e.high]) for what, e in measured.items()}
         save_arrays(work / "calibration.npz", **arrays)
         return {}
 
