@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from onebit import bench, nets
 from onebit import bench_evaluation as rivals
-from onebit import nets
 from onebit.metrics import Gaussian, frechet_distance, nearest
 from onebit.sampling import generators, sample
 
@@ -51,5 +51,14 @@ def test_every_pair_runs_and_counts_images():
 
 def test_a_missing_rival_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(FileNotFoundError, match="pip install faiss-cpu"):
+    with pytest.raises(rivals.RivalMissing, match="pip install faiss-cpu"):
         rivals.flat_index(np.zeros((2, 3), dtype=np.float32))
+
+
+def test_a_row_without_its_rival_is_left_as_it_is_and_is_no_failure(tmp_path, capsys):
+    def measure(seconds):
+        raise rivals.RivalMissing("x is not installed")
+
+    path = tmp_path / "bench.csv"
+    assert bench.record(bench.Bench("nn", "images/s", measure), 1.0, path) and not path.exists()
+    assert "left as it is: nn (x is not installed)" in capsys.readouterr().err

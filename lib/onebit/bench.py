@@ -255,10 +255,15 @@ def merge(path: Path, rows: list[Row]) -> None:
 
 
 def record(bench: Bench, seconds: float, path: Path) -> bool:
-    """Measure one row and merge it at once, so that an interrupted run keeps what it has; False if it failed."""
+    """Measure one row and merge it at once, so that an interrupted run keeps what it has; False if it failed.
+
+    A rival that is not installed is no failure: its row is left as it is, and said to be."""
     print(f"measuring {bench.name}", file=sys.stderr, flush=True)
     try:
         row = bench.row(seconds)
+    except bench_evaluation.RivalMissing as missing:
+        print(f"left as it is: {bench.name} ({missing})", file=sys.stderr, flush=True)
+        return True
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         print(f"SKIPPED {bench.name}: {error}", file=sys.stderr, flush=True)
         return False

@@ -15,6 +15,11 @@ from .metrics import Gaussian, frechet_distance, nearest
 from .sampling import sample
 from .train import device
 
+
+class RivalMissing(RuntimeError):
+    """What a row is measured against is not installed, and is no requirement of the study."""
+
+
 Interleave = Callable[[Callable, Callable, float], tuple[float, float]]
 
 
@@ -52,11 +57,11 @@ def brute_force(references: np.ndarray) -> Callable[[np.ndarray], object]:
 
 
 def flat_index(references: np.ndarray) -> Callable[[np.ndarray], object]:
-    """faiss's exact search.  Raises FileNotFoundError without faiss-cpu, which is no requirement of the study."""
+    """faiss's exact search.  Raises RivalMissing without faiss-cpu."""
     try:
         import faiss
     except ImportError as error:
-        raise FileNotFoundError("faiss-cpu is not installed: pip install faiss-cpu") from error
+        raise RivalMissing("faiss-cpu is not installed: pip install faiss-cpu") from error
     index = faiss.IndexFlatL2(references.shape[1])
     index.add(references)
     return lambda queries: index.search(queries, 1)

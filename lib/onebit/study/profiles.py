@@ -18,7 +18,7 @@ UNET_RECIPES = ("fp16", "strict-1bit", "ptq-1bit")
 SUBSETS = ("", ":01", ":1")  # ten classes, two, one: the three studies of source 000
 JUDGE_SEEDS = (0, 1, 2)  # the first is the study's judge, the others show what hangs on it
 NOISE_LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3)  # of the range of grey levels
-SMOOTH_LEVELS = (0.1, 0.2)  # cycles per pixel that are left
+SMOOTH_LEVELS = (0.1, 0.2)  # cut-offs in cycles per pixel
 FAMILIES = ("memorization", "manifold", "distribution", "texture", "legibility")
 SOLVERS = ("ddim", "pndm", "dpm-solver++")
 

@@ -109,7 +109,7 @@ def _blend(control: Control) -> Tensor:
 
 
 def _smooth(control: Control) -> Tensor:
-    """Held-out images without their frequencies above `level` cycles per pixel."""
+    """Held-out images after a low-pass that halves the power at `level` cycles per pixel."""
     from ..metrics import low_pass
 
     return low_pass(_held_out(control).images, control.level)
