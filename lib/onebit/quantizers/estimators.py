@@ -1,4 +1,4 @@
-"""Sign, defined once with sign(0) = +1, and the straight-through estimators (STE) that give it a gradient."""
+"""Sign and rounding, each defined once, and the straight-through estimators (STE) that give them a gradient."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,18 @@ from torch import Tensor
 
 from ..errors import unknown
 
-ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+Surrogate = Callable[[Tensor], Tensor]  # derivative of the smooth stand-in for sign, as a function of sign's argument
+
+ESTIMATORS: dict[str, Surrogate] = {
     "identity": torch.ones_like,
     "clipped": lambda x: (x.abs() <= 1).to(x.dtype),  # derivative of hard tanh
+    "polynomial": lambda x: (2 - 2 * x.abs()).clamp_min(0),  # of 2x + x^2 on [-1, 0), 2x - x^2 on [0, 1]
 }
 
 
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, surrogate: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx, x: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(surrogate(x))
         return torch.where(x < 0, -torch.ones_like(x), torch.ones_like(x))
 
@@ -35,18 +38,22 @@ class _StraightThrough(torch.autograd.Function):
         return None, grad
 
 
-def sign(x: Tensor, estimator: str = "clipped") -> Tensor:
+def sign(x: Tensor, estimator: str | Surrogate = "clipped") -> Tensor:
     r"""-1 where x < 0, else +1; never 0, so that every weight stays one bit.
 
     Shapes    as x.
-    Backward  "clipped": g 1[|x| <= 1];  "identity": g.
+    Backward  g times the surrogate's derivative at x.  "clipped": 1[|x| <= 1];  "identity": 1;
+              "polynomial": max(0, 2 - 2|x|);  or any function that gives one, for estimators with a state.
     Raises    ValueError for an unknown estimator.
     Source    BiDM (arXiv:2412.05926) Eq. 6-7 for sign(0) = +1; the released codes use torch.sign, where sign(0) = 0.
               Clipped: BinaryConnect / hard tanh.  Identity: source 000's `w + (q - w).detach()`.
+              Polynomial: Bi-Real Net (arXiv:1808.00278) section 3.3.
     """
-    if estimator not in ESTIMATORS:
-        unknown("estimator", estimator, ESTIMATORS)
-    return _Sign.apply(x, ESTIMATORS[estimator])
+    if isinstance(estimator, str):
+        if estimator not in ESTIMATORS:
+            unknown("estimator", estimator, ESTIMATORS)
+        estimator = ESTIMATORS[estimator]
+    return _Sign.apply(x, estimator)
 
 
 def straight_through(value: Tensor, latent: Tensor) -> Tensor:
@@ -55,3 +62,20 @@ def straight_through(value: Tensor, latent: Tensor) -> Tensor:
     The usual `latent + (value - latent).detach()` rounds, so its result takes more values than `value` has.
     """
     return _StraightThrough.apply(value.detach(), latent)
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Nearest integer (ties to even) forward, identity backward."""
+    return straight_through(x.round(), x)
+
+
+def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    r"""floor(x) or ceil(x), at random so that the expectation is x; identity backward.
+
+        P[Q(x) = ceil(x)] = x - floor(x)
+
+    Shapes    as x.  `generator` lies on x's device.
+    Source    Gupta et al. 2015 (arXiv:1502.02551) section 3; source 002 names it without a formula.
+    """
+    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    return straight_through((x + noise).floor(), x)

@@ -7,7 +7,7 @@ there and then, so that saving and loading needs no "first forward" flag.
 import torch
 from torch import Tensor, nn
 
-from ..errors import unknown
+from . import spec
 from .estimators import sign, straight_through
 
 SCALE_BITS = 16  # a stored scale counts as half precision (methods: 1 + 16 / n bits per weight)
@@ -43,6 +43,14 @@ class WeightRule(nn.Module):
     def codes(self, w: Tensor) -> Tensor:
         """The stored bits as -1 / +1 (no gradient): what a weight's sign flips are counted on."""
         return sign(w.detach())
+
+    def advance(self, share: float) -> None:
+        """Told before every step which share of training, 0..1, is done.  Rules with a schedule keep what follows
+        from it in buffers, so that a saved network stays in the stage it was saved in."""
+
+    def penalty(self) -> Tensor | None:
+        """What the rule adds to the training loss, a scalar; None for most.  Averaged over the layers that have one."""
+        return None
 
     def extra_repr(self) -> str:
         return f"out_dim={self.out_dim}"
@@ -143,11 +151,9 @@ WEIGHT_RULES: dict[str, type[WeightRule]] = {
 
 
 def weight_rule(name: str, weight: Tensor, out_dim: int = 0) -> WeightRule:
-    """The rule of that name, built for `weight`.
+    """The rule of that name ("xnor"), with options if it has some ("xnor:detach_scale=True"), built for `weight`.
 
-    Raises    ValueError for an unknown name, and as WeightRule.
+    Raises    ValueError for an unknown name or option, and as WeightRule.
     """
-    if name not in WEIGHT_RULES:
-        unknown("weight rule", name, WEIGHT_RULES)
     with torch.no_grad():
-        return WEIGHT_RULES[name](weight, out_dim)
+        return spec.build("weight rule", WEIGHT_RULES, name, weight, out_dim)

@@ -1,0 +1,55 @@
+"""Learned step size quantization (LSQ): the function that weights and activations share."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def levels(bits: int, signed: bool = True) -> tuple[int, int]:
+    """Lowest and highest code of a k-bit quantizer: -2^(k-1) .. 2^(k-1) - 1, or 0 .. 2^k - 1.
+
+    Raises    ValueError for bits outside 2..16 (one bit has no positive signed code: use a binary rule).
+    """
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits must be in 2..16, got {bits}")
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def initial_step(x: Tensor, high: int, dims: tuple[int, ...] | None = None) -> Tensor:
+    r"""s = 2 mean|x| / sqrt(Q_P), over `dims` (kept) or over everything, and at least 1e-8.  LSQ section 2.1."""
+    mean = x.detach().abs().float().mean() if dims is None else x.detach().abs().float().mean(dims, keepdim=True)
+    return (2 * mean / math.sqrt(high)).clamp_min(1e-8)
+
+
+class _LSQ(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+        ratio = x / step.to(x.dtype)
+        codes = ratio.clamp(low, high).round_()
+        ctx.save_for_backward(ratio, codes)
+        ctx.low, ctx.high, ctx.gradient_scale, ctx.step = low, high, gradient_scale, (step.shape, step.dtype)
+        return codes * step.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        ratio, codes = ctx.saved_tensors
+        inside = (ratio >= ctx.low) & (ratio <= ctx.high)
+        shape, dtype = ctx.step
+        slope = torch.where(inside, codes - ratio, codes)
+        return grad * inside, (grad * slope).to(dtype).sum_to_size(shape) * ctx.gradient_scale, None, None, None
+
+
+def lsq(x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float = 1.0) -> Tensor:
+    r"""Quantize to `high - low + 1` uniform levels whose step is learned.
+
+        v = x / s,    Q(x) = s round(clip(v, Q_N, Q_P))
+
+    Shapes    x any; step broadcasts over x, > 0.  Q(x): as x.
+    Units     as x; codes Q(x) / s are integers in low .. high.
+    Error     at most s / 2 inside the range.
+    Backward  dQ/dx = 1[Q_N <= v <= Q_P];  dQ/ds = round(v) - v inside, Q_N below, Q_P above, summed over what shares
+              s and multiplied by `gradient_scale` (1 / sqrt(N Q_P), N values per step, in the paper).
+    Source    LSQ (arXiv:1902.08153) Eq. 1-3 and section 2.2.
+    """
+    return _LSQ.apply(x, step, low, high, gradient_scale)

@@ -1,0 +1,57 @@
+"""Quantizers by name with options in one string: "lsq:4", "ternary:threshold=0.7", "xnor:detach_scale=True"."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+
+from ..errors import unknown
+
+
+def parse(spec: str) -> tuple[str, list, dict]:
+    """Name, positional and named options of "name:value,key=value".  Values are Python literals, else plain words."""
+    name, _, rest = spec.partition(":")
+    positional, named = [], {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if equals:
+            named[key.strip()] = _literal(value)
+        else:
+            positional.append(_literal(part))
+    return name.strip(), positional, named
+
+
+def build(kind: str, table: Mapping[str, type], spec: str, *arguments):
+    """`table[name](*arguments, *positional, **named)`.
+
+    Raises    ValueError for a name that is not in the table, options its class does not take, or values it refuses.
+    """
+    maker, positional, named = lookup(kind, table, spec)
+    return maker(*arguments, *positional, **named)
+
+
+def lookup(kind: str, table: Mapping[str, type], spec: str) -> tuple[type, list, dict]:
+    """The class of a spec and its options, checked against the class's signature without building it."""
+    name, positional, named = parse(spec)
+    if name not in table:
+        unknown(kind, name, table)
+    signature = inspect.signature(table[name])
+    first = list(signature.parameters)[: _given(signature)]
+    try:
+        signature.bind(*first, *positional, **named)
+    except TypeError as error:
+        options = [str(p) for p in list(signature.parameters.values())[_given(signature):]]
+        raise ValueError(f"{kind} {spec!r}: {error}; options: {', '.join(options) or 'none'}") from None
+    return table[name], positional, named
+
+
+def _given(signature: inspect.Signature) -> int:
+    """How many leading parameters the caller supplies: those without a default, and `out_dim`."""
+    names = [p.name for p in signature.parameters.values() if p.default is p.empty or p.name == "out_dim"]
+    return len(names)
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
