@@ -5,14 +5,19 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from onebit import nets
-from onebit.quantizers import WEIGHT_RULES
-from onebit.recipes import RECIPES, Recipe, audit, quantize, quantized_layers, recipe, weight_layers
+from onebit.audit import audit
+from onebit.layers import quantized_layers, weight_layers
+from onebit.quantizers import ACTIVATION_RULES
+from onebit.recipes import RECIPES, Recipe, penalty, quantize, recipe, schedules
+
+BINARY_RULES = ("sign", "xnor", "learned-scale", "centred", "reactnet", "reste", "dorefa")
+EXAMPLE = (torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 10, 500, 999]))
 
 
 def counts(report, bits):
@@ -71,13 +76,13 @@ def test_the_control_is_left_alone():
     assert all(row.weight_bits == 32 and row.scale_bits == 0 for row in report.layers)
 
 
-@pytest.mark.parametrize("rule", WEIGHT_RULES)
+@pytest.mark.parametrize("rule", BINARY_RULES)
 def test_any_torch_module_is_quantized_and_still_learns(rule):
     """torchvision's ResNet-18: all but first convolution and classifier; gradients reach every latent weight."""
     torch.manual_seed(0)
     model = resnet18(num_classes=10)
     names = list(weight_layers(model))
-    report = quantize(model, Recipe(weights=rule, keep_ends=True))
+    report = quantize(model, Recipe(weights=rule, ends="float"))
     kept = [row.name for row in report.layers if row.weight_bits == 32]
     assert kept == ["conv1", "fc"] and len(names) == 21
     assert report.parameters == sum(p.numel() for p in resnet18(num_classes=10).parameters())
@@ -151,14 +156,14 @@ def test_saved_and_loaded_in_a_new_process_it_computes_the_same_bits(rule, tmp_p
         "import sys, torch; from safetensors.torch import load_file\n"
         "from onebit import nets; from onebit.recipes import Recipe, quantize\n"
         "torch.set_num_threads(1); torch.manual_seed(99)\n"
-        f"model = nets.build('unet', 4); quantize(model, Recipe(weights={rule!r}, keep_ends=True))\n"
+        f"model = nets.build('unet', 4); quantize(model, Recipe(weights={rule!r}, ends='float'))\n"
         "model.load_state_dict(load_file(sys.argv[1])); model.eval()\n"
         "with torch.no_grad(): y = model(torch.linspace(-1, 1, 256).view(1, 1, 16, 16), torch.tensor([7]))\n"
         "print(y.numpy().tobytes().hex())\n"
     )
     torch.manual_seed(0)
     model = nets.build("unet", 4)
-    quantize(model, Recipe(weights=rule, keep_ends=True))
+    quantize(model, Recipe(weights=rule, ends="float"))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     model(torch.randn(4, 1, 16, 16), torch.arange(4)).square().mean().backward()
     optimizer.step()  # learned state has left its initial values
@@ -174,7 +179,7 @@ def test_saved_and_loaded_in_a_new_process_it_computes_the_same_bits(rule, tmp_p
 def test_learned_scales_are_trained_saved_and_not_counted_as_the_networks_parameters():
     model = nets.build("unet", 4)
     n = sum(p.numel() for p in model.parameters())
-    report = quantize(model, Recipe(weights="learned-scale", keep_ends=True))
+    report = quantize(model, Recipe(weights="learned-scale", ends="float"))
     assert report.parameters == n < sum(p.numel() for p in model.parameters())
     assert "mid.conv1.rule.scale" in model.state_dict()
 
@@ -182,8 +187,22 @@ def test_learned_scales_are_trained_saved_and_not_counted_as_the_networks_parame
 def test_unknown_names_list_the_valid_ones():
     with pytest.raises(ValueError, match=r"'2bit'.*fp16, published-1bit, strict-1bit, ptq-1bit"):
         quantize(nets.build("unet", 4), "2bit")
-    with pytest.raises(ValueError, match=r"'ternary'.*xnor"):
-        Recipe(weights="ternary")
+    with pytest.raises(ValueError, match=r"'quinary'.*xnor"):
+        Recipe(weights="quinary")
+    with pytest.raises(ValueError, match=r"'4bit'.*lsq.*bidm"):
+        Recipe(weights="xnor", activations="4bit")
+    with pytest.raises(ValueError, match=r"'residual'.*shortcut, rprelu"):
+        Recipe(weights="xnor", outputs=("residual",))
+    with pytest.raises(ValueError, match=r"'int4'.*quantized, float, int8"):
+        Recipe(weights="xnor", ends="int4")
+    with pytest.raises(ValueError, match=r"unknown connections 'skip'.*none, tbs"):
+        Recipe(weights="xnor", connections="skip")
+    with pytest.raises(ValueError, match=r"unknown part of a recipe 'weight'.*weights"):
+        recipe("weight=xnor")
+    with pytest.raises(ValueError, match=r"options: bits"):
+        Recipe(weights="lsq:width=2")
+    with pytest.raises(ValueError, match=r"unknown drop_bias 'yes'.*True, False"):
+        recipe("weights=xnor drop_bias=yes")
 
 
 def test_a_model_is_quantized_once():
@@ -229,3 +248,146 @@ def test_a_refused_model_is_left_as_it_was():
         quantize(model, Recipe(weights="xnor"))
     assert not quantized_layers(model)
     assert quantize(model, Recipe(weights="xnor", keep=("1",))).binary_weights == 4
+
+
+# recipes as text -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_read_back_from_what_it_spells(name):
+    assert recipe(str(recipe(name))) == recipe(name)
+
+
+def test_a_recipe_is_spelt_with_its_changes_only():
+    how = Recipe(weights="ebb", activations="lsq:4", ends="int8", at=(("mid.*", "lsq:2"),), keep=("a*", "b"))
+    assert str(how) == "weights=ebb at=mid.*->lsq:2 activations=lsq:4 ends=int8 keep=a*|b"
+    assert recipe(str(how)) == how
+
+
+def test_a_name_may_be_followed_by_changes():
+    how = recipe("bidm-w1a1 connections=none activations=bidm:learn=False")
+    assert (how.weights, how.activations, how.connections) == ("learned-scale", "bidm:learn=False", "none")
+    assert how.keep == recipe("bidm-w1a1").keep
+
+
+@pytest.mark.parametrize("parts", [
+    {"weights": "none", "activations": "lsq:4"}, {"weights": "none", "drop_bias": True},
+])
+def test_a_float_recipe_has_no_other_part(parts):
+    with pytest.raises(ValueError, match="leaves the network alone"):
+        Recipe(**parts)
+
+
+def test_a_post_training_recipe_learns_nothing():
+    with pytest.raises(ValueError, match="no training to learn"):
+        Recipe(weights="xnor", activations="lsq:4", post_training=True)
+
+
+# what recipes do -----------------------------------------------------------------------------------------------------
+
+
+def quantized_net(name, net="unet", width=4):
+    torch.manual_seed(0)
+    model = nets.build(net, width)
+    return model, quantize(model, name, EXAMPLE)
+
+
+@pytest.mark.parametrize("net", ["unet", "resunet"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_saves_and_computes_one_image_as_in_a_batch(name, net, tmp_path):
+    """One optimiser step; a fresh network with the saved state computes the same bits; no image sees its batch."""
+    model, _ = quantized_net(name, net)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for rule in schedules(model):
+        rule.advance(0.7)
+    model.train()
+    loss = model(*EXAMPLE).square().mean()
+    extra = penalty(model)
+    (loss if extra is None else loss + extra).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None
+               and "scale2" not in n and "connections" not in n]
+    assert not missing
+    optimizer.step()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "m.safetensors")
+    twin, _ = quantized_net(name, net)
+    twin.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    x, t = EXAMPLE
+    with torch.no_grad():
+        here, there, alone = model.eval()(x, t), twin.eval()(x, t), model(x[1:2], t[1:2])
+    assert torch.equal(here, there) and here.isfinite().all()
+    torch.testing.assert_close(here[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ends_are_float_or_eight_bit_or_like_the_others():
+    _, report = quantized_net("binarydm-base-w1a4")
+    bits = {row.name: (row.weight_bits, row.activation_bits) for row in report.layers}
+    assert bits["conv_in"] == bits["conv_out"] == (8, 8)
+    assert bits["mid.conv1"] == (1, 4) and bits["time_mlp.0"] == (32, 32) and bits["mid.time"] == (1, 4)
+    _, report = quantized_net("binarydm-base-w1a32")
+    assert {row.name: row.activation_bits for row in report.layers}["conv_in"] == 32
+    _, report = quantized_net("xnor-w1a1")
+    bits = {row.name: (row.weight_bits, row.activation_bits) for row in report.layers}
+    assert bits["conv_in"] == bits["conv_out"] == (32, 32) and bits["up.2.shortcut"] == (1, 1)
+
+
+def test_ebb_stands_at_high_resolution_and_goes_over_to_one_basis():
+    """BinaryDM's location: all but the lowest resolution; the penalty is tau times the mean second scale."""
+    model, report = quantized_net("binarydm-w1a32")
+    two = {row.name.split(".")[0] + row.name.split(".")[1] for row in report.layers if row.weight_bits == 2}
+    assert two == {"down0", "down1", "up1", "up2"}
+    layers = [layer for layer in quantized_layers(model).values() if layer.rule.weight_bits == 2]
+    want = 0.09 * sum(layer.rule.scale2.abs().mean() for layer in layers) / len(layers)
+    torch.testing.assert_close(penalty(model), want)
+    for rule in schedules(model):
+        rule.advance(0.5)
+    assert penalty(model) is None and all(row.weight_bits in (1, 8, 32) for row in audit(model).layers)
+
+
+def test_only_rules_with_a_schedule_are_told_the_time():
+    assert not schedules(quantized_net("binarydm-base-w1a4")[0])
+    assert len(schedules(quantized_net("reste-w1a1")[0])) == 2 * len(quantized_layers(quantized_net("reste-w1a1")[0]))
+
+
+def test_a_recipe_with_parameters_per_pixel_asks_for_an_example():
+    with pytest.raises(ValueError, match="example"):
+        quantize(nets.build("unet", 4), "xnorpp-w1a1")
+
+
+def test_a_scale_map_multiplies_the_output_before_the_bias():
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 5, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
+    model[0].load_state_dict(plain.state_dict())
+    quantize(model, Recipe(weights="xnor", activations="xnor"))
+    x = torch.randn(2, 3, 6, 6)
+    a = plain.weight.abs().mean((1, 2, 3), keepdim=True) * torch.where(plain.weight < 0, -1.0, 1.0)
+    product = F.conv2d(torch.where(x < 0, -1.0, 1.0), a, padding=1)
+    scale = F.avg_pool2d(x.abs().mean(1, keepdim=True), 3, stride=1, padding=1)
+    torch.testing.assert_close(model[0](x), product * scale + plain.bias[:, None, None])
+
+
+def test_quantizers_own_networks_are_no_layers_of_the_model():
+    _, report = quantized_net("tdq-w1a4")
+    assert not [row.name for row in report.layers if "mlp" in row.name and "time_mlp" not in row.name]
+    assert report.parameters == sum(p.numel() for p in nets.build("unet", 4).parameters())
+
+
+@pytest.mark.parametrize("rule", sorted(ACTIVATION_RULES))
+def test_every_activation_rule_fits_every_kind_of_layer(rule):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1),
+                          nn.Flatten(), nn.Linear(192, 5))
+
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = model
+
+        def forward(self, x, timestep):
+            return self.body(x)
+
+    net = Timed()
+    example = (torch.randn(4, 2, 8, 8), torch.arange(4))
+    quantize(net, Recipe(weights="xnor", activations=rule), example)
+    y = net(*example)
+    y.square().mean().backward()
+    assert y.isfinite().all() and net.body[0].weight.grad.abs().max() > 0

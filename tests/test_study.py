@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -35,9 +35,27 @@ def test_every_field_of_a_run_changes_its_key():
         "seed": 1,
         "precision": "bfloat16",
     }
-    assert set(other) == set(asdict(TINY))
-    keys = {results.training_entry(replace(TINY, **{k: v})).key for k, v in other.items()}
-    assert len(keys) == len(other) and results.training_entry(TINY).key not in keys
+    student = replace(TINY, recipe="xnor-w1a1", teacher=TINY)
+    distilled = replace(student, distill="spd", distill_weight=0.01)
+    more = [student, distilled, replace(distilled, distill="lrm"), replace(distilled, distill_weight=0.1),
+            replace(student, teacher=replace(TINY, steps=30))]
+    assert {*other, "teacher", "distill", "distill_weight"} == {f.name for f in fields(Run)}
+    runs = [TINY, *(replace(TINY, **{k: v}) for k, v in other.items()), *more]
+    assert len({results.training_entry(run).key for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"distill": "lrm"}, "contradict"),
+    ({"distill_weight": 1.0}, "contradict"),
+    ({"distill": "lrm", "distill_weight": 1.0}, "needs a teacher"),
+    ({"distill": "l3", "distill_weight": 1.0, "teacher": TINY}, "valid: l2, lrm, spd"),
+    ({"teacher": replace(TINY, width=8)}, "differ in width"),
+    ({"teacher": replace(TINY, dataset="digits:1")}, "differ in dataset"),
+    ({"teacher": replace(TINY, recipe="strict-1bit")}, "float run"),
+])
+def test_a_teacher_and_a_distillation_must_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
 
 
 def test_the_key_of_a_run_is_pinned():

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,13 @@ NOTE = "checkpoint.json"
 
 @dataclass
 class State:
-    """All that the rest of a run depends on.  `ema` is empty when averaging is off."""
+    """All that the rest of a run depends on.  `ema` is empty when averaging is off; an `objective` that is a module
+    has its state kept too."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: list[Tensor]
+    objective: Callable | None = None
     step: int = 0
     log: list[dict] = field(default_factory=list)
     snapshots: dict[str, Tensor] = field(default_factory=dict)
@@ -71,6 +74,8 @@ def clear(folder: Path) -> None:
 
 def _tensors(state: State) -> dict[str, Tensor]:
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    if isinstance(state.objective, nn.Module):
+        tensors |= {f"objective.{k}": v for k, v in state.objective.state_dict().items()}
     for i, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
     tensors |= {f"ema.{i}": v for i, v in enumerate(state.ema)}
@@ -83,6 +88,8 @@ def _fill(state: State, tensors: dict[str, Tensor]) -> None:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     state.model.load_state_dict(part("model."))
+    if isinstance(state.objective, nn.Module):
+        state.objective.load_state_dict(part("objective."))
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in part("optimizer.").items():

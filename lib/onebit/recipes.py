@@ -1,152 +1,174 @@
-"""What is quantized where: named recipes, and `quantize`, which swaps layers of any torch module in place."""
+"""What is quantized where: recipes, by name or spelt out, and `quantize`, which swaps layers of any torch module."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .audit import Audit, audit
 from .errors import unknown
-from .quantizers import WEIGHT_RULES, weight_rule
+from .layers import SWAPS, Quantized, quantized_layers, weight_layers
+from .quantizers import (
+    ACTIVATION_RULES,
+    OUTPUT_RULES,
+    WEIGHT_RULES,
+    ActivationRule,
+    Clock,
+    WeightRule,
+    activation_rule,
+    output_rule,
+    weight_rule,
+)
+from .quantizers import spec as specs
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FLOAT_BITS = 32
+ENDS = {"quantized": None, "float": None, "int8": "lsq:8"}  # of the first and last layer
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to quantize a network.
+    """One way to quantize a network.  `str(recipe)` spells it out, and `recipe(text)` reads that back.
 
-    weights         name of the weight rule ("none": leave the network alone)
+    weights         weight rule ("xnor", "lsq:2", ...; "none": leave the network alone)
+    at              (name pattern, weight rule) pairs for layers that get another rule; the first match counts
+    activations     activation rule of every quantized layer ("lsq:4", "bidm", ...; "none": inputs stay as they are)
+    outputs         what follows each quantized layer: "shortcut", "rprelu"
+    connections     "none", or "tbs" with its options ("tbs:up.1+up.2,initial=0.0"; no names: every up block): mix
+                    block outputs with those of the previous timestep
+    ends            first and last layer (in the order of registration, `keep` set aside): "quantized" like the others,
+                    "float", or "int8" (8-bit LSQ; of the input only where `activations` quantizes inputs)
     only            name patterns of the layers to quantize; () means all
     keep            name patterns of layers that stay float whatever `only` says
-    keep_ends       keep the first and the last layer (in the order of registration, `keep` set aside) float
     drop_bias       remove the bias of quantized layers, as the published code does
     post_training   train in float and quantize afterwards, without further training
     """
 
     weights: str = "none"
+    at: tuple[tuple[str, str], ...] = ()
+    activations: str = "none"
+    outputs: tuple[str, ...] = ()
+    connections: str = "none"
+    ends: str = "quantized"
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
-    keep_ends: bool = False
     drop_bias: bool = False
     post_training: bool = False
 
     def __post_init__(self):
-        if self.weights != "none" and self.weights not in WEIGHT_RULES:
-            unknown("weight rule", self.weights, ["none", *WEIGHT_RULES])
+        for rule in [self.weights, *(rule for _, rule in self.at)]:
+            if rule != "none":
+                specs.lookup("weight rule", WEIGHT_RULES, rule)
+        if self.activations != "none":
+            specs.lookup("activation rule", ACTIVATION_RULES, self.activations)
+        for output in self.outputs:
+            specs.lookup("output rule", OUTPUT_RULES, output)
+        if self.connections != "none" and specs.parse(self.connections)[0] != "tbs":
+            unknown("connections", self.connections, ["none", "tbs"])
+        if self.ends not in ENDS:
+            unknown("ends", self.ends, ENDS)
+        if self.weights == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
+            raise ValueError("a recipe with weights=none leaves the network alone: give it no other part")
+        if self.post_training and (self.activations, self.outputs, self.connections) != ("none", (), "none"):
+            raise ValueError("a post-training recipe has no training to learn activations, outputs or connections in")
+
+    def __str__(self) -> str:
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return " ".join(f"{name}={_spell(value)}" for name, value in parts) or "weights=none"
 
 
-STRICT = Recipe(weights="centred", keep=("*time*",), keep_ends=True)
-RECIPES = {
+def _spell(value: str | bool | tuple) -> str:
+    if isinstance(value, tuple):
+        return "|".join("->".join(item) if isinstance(item, tuple) else item for item in value)
+    return str(value)
+
+
+def _read(name: str, text: str) -> str | bool | tuple:
+    kind = {f.name: f.default for f in fields(Recipe)}[name]
+    if isinstance(kind, bool):
+        if text not in ("True", "False"):
+            unknown(name, text, ["True", "False"])
+        return text == "True"
+    if isinstance(kind, tuple):
+        items = tuple(text.split("|"))
+        return tuple(tuple(item.split("->", 1)) for item in items) if name == "at" else items
+    return text
+
+
+TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*")  # ours, the papers', diffusers'
+HIGH_RESOLUTION = tuple(  # BinaryDM's place for EBB: blocks at full and half resolution, on both sides
+    (pattern, "ebb") for pattern in ("down.[01].*", "up.[12].*", "down_blocks.[01].*", "up_blocks.[23].*")
+)
+STRICT = Recipe(weights="centred", keep=("*time*",), ends="float")
+BASE = Recipe(weights="learned-scale", keep=TIME_MLP, ends="int8")  # the BinaryDM baseline
+W1A1 = Recipe(weights="xnor", activations="xnor", keep=TIME_MLP, ends="float")
+
+
+def _with_activations(name: str, base: Recipe) -> dict[str, Recipe]:
+    """A weight recipe at the three activation widths of BinaryDM's tables."""
+    widths = {"a32": "none", "a8": "lsq:8", "a4": "lsq:4"}
+    return {f"{name}{width}": replace(base, activations=rule) for width, rule in widths.items()}
+
+
+RECIPES: dict[str, Recipe] = {
     "fp16": Recipe(),  # the control: float weights, trained under autocast where the machine has it
     "published-1bit": Recipe(  # source 000 as released: 35 % of the ResUNet's parameters
         weights="centred", only=("down.*.conv1", "down.*.conv2", "up.*.conv2"), drop_bias=True
     ),
     "strict-1bit": STRICT,  # everything but the first and last layer and the time embedding
-    "ptq-1bit": Recipe(**(asdict(STRICT) | {"post_training": True})),  # strict's layers, without its training
+    "ptq-1bit": replace(STRICT, post_training=True),  # strict's layers, without its training
+    **_with_activations("lsq-w2", replace(BASE, weights="lsq:2")),
+    **_with_activations("binarydm-base-w1", BASE),
+    **_with_activations("binarydm-w1", replace(BASE, at=HIGH_RESOLUTION)),  # EBB; LRM is part of the training
+    "xnor-w1a1": W1A1,
+    "xnorpp-w1a1": replace(W1A1, weights="sign", activations="xnor++"),
+    "dorefa-w1a1": replace(W1A1, weights="dorefa", activations="dorefa"),
+    "reactnet-w1a1": replace(W1A1, weights="reactnet", activations="rsign", outputs=("shortcut", "rprelu")),
+    "reste-w1a1": replace(W1A1, weights="reste", activations="reste"),
+    "bidm-w1a1": replace(  # SPD is part of the training
+        W1A1, weights="learned-scale", activations="bidm", outputs=("shortcut",), connections="tbs"
+    ),
+    "insta-w1a4": replace(BASE, weights="reactnet", activations="insta:4"),
+    "tdq-w1a4": replace(BASE, activations="tdq:4"),
+    "ternary-w1.58a32": replace(BASE, weights="ternary"),
+    "bonsai-binary-g128": replace(BASE, weights="group-binary:128"),
+    "bonsai-ternary-g128": replace(BASE, weights="group-ternary:128"),
+    "residual2-w1a32": replace(BASE, weights="residual:2"),
 }
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name.  Raises ValueError, listing the valid names, for any other."""
-    if name not in RECIPES:
-        unknown("recipe", name, RECIPES)
-    return RECIPES[name]
+def recipe(text: str) -> Recipe:
+    """The recipe of that name, or the one spelt out: "weights=ebb activations=lsq:4 ends=int8".
+
+    A name may be followed by changes: "bidm-w1a1 connections=none".
+
+    Raises ValueError, listing what is valid, for anything else.
+    """
+    first, *rest = text.split() or [""]
+    named = RECIPES.get(first)
+    if named is None and "=" not in first:
+        unknown("recipe", first, RECIPES)
+    changes = {}
+    for part in rest if named else [first, *rest]:
+        name, _, value = part.partition("=")
+        if name not in Recipe.__dataclass_fields__:
+            unknown("part of a recipe", name, Recipe.__dataclass_fields__)
+        changes[name] = _read(name, value)
+    return replace(named or Recipe(), **changes)
 
 
-class _Quantized:
-    """Mixed into a layer class: `weight` becomes the latent weight, `rule` makes the one that is used."""
+def quantize(model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor] | None = None) -> Audit:
+    """Quantize `model` in place by a recipe, its name or its text, and say what became of each layer.
 
-    def quantized_weight(self) -> Tensor:
-        return self.rule(self.weight)
-
-
-class QuantConv2d(_Quantized, nn.Conv2d):
-    """Conv2d with a quantized weight; everything else, its state's names included, as in the float layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.quantized_weight(), self.bias)
-
-
-class QuantLinear(_Quantized, nn.Linear):
-    """Linear with a quantized weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.quantized_weight(), self.bias)
-
-
-class QuantConvTranspose2d(_Quantized, nn.ConvTranspose2d):
-    """ConvTranspose2d with a quantized weight; its output channels are on axis 1."""
-
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
-        return F.conv_transpose2d(
-            x, self.quantized_weight(), self.bias, self.stride, self.padding, padding, self.groups, self.dilation
-        )
-
-
-SWAPS = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear, nn.ConvTranspose2d: QuantConvTranspose2d}
-
-
-@dataclass(frozen=True)
-class LayerBits:
-    """One layer's row of the audit; bits are per stored weight, `scale_bits` for the whole layer."""
-
-    name: str
-    shape: tuple[int, ...]
-    weights: int
-    weight_bits: int
-    activation_bits: int
-    scale_bits: int
-
-
-@dataclass(frozen=True)
-class Audit:
-    """How binary a model is: one row per layer with weights, and the number of all parameters."""
-
-    layers: tuple[LayerBits, ...]
-    parameters: int  # of the whole model: biases, norms and embeddings included, quantizers' own scales excluded
-
-    @property
-    def binary_weights(self) -> int:
-        return sum(row.weights for row in self.layers if row.weight_bits == 1)
-
-    @property
-    def binary_share(self) -> float:
-        """1-bit weights over all parameters, 0..1: the honest answer to "how binary is this model?"."""
-        return self.binary_weights / self.parameters
-
-    @property
-    def stored_bytes(self) -> float:
-        """Size on disk with 1-bit weights packed, their scales at 16 bits, and every other parameter at 16 bits."""
-        scales = sum(row.scale_bits for row in self.layers)
-        return (self.binary_weights + scales + 16 * (self.parameters - self.binary_weights)) / 8
-
-    def table(self) -> "pd.DataFrame":
-        """The rows as a DataFrame."""
-        import pandas as pd  # slow to import, and training needs no table
-
-        return pd.DataFrame([asdict(row) for row in self.layers])
-
-
-def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every Conv2d, ConvTranspose2d and Linear of the model by name, in the order of registration."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, tuple(SWAPS))}
-
-
-def quantize(model: nn.Module, how: str | Recipe) -> Audit:
-    """Quantize `model` in place by a recipe or its name, and say what became of each layer.
+    `example` is an input of the model (images and timesteps); only rules with one parameter per output pixel
+    ("xnor++") need it.  Rules initialise what they learn about weights from the weights the model has now, and what
+    they learn about inputs from the first training batch.
 
     Raises    ValueError for an unknown recipe, a model without layers to quantize, one that is quantized already,
-              or a recipe whose patterns match none of its layers.
+              a recipe whose patterns match none of its layers, or a missing example.
     """
     how = recipe(how) if isinstance(how, str) else how
     layers = weight_layers(model)
-    if any(isinstance(layer, _Quantized) for layer in layers.values()):
+    if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         chosen = _choose(list(layers), how)
@@ -154,51 +176,94 @@ def quantize(model: nn.Module, how: str | Recipe) -> Audit:
             if type(layers[name]) not in SWAPS:
                 kind = type(layers[name]).__name__
                 raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
-        for name in chosen:
-            _swap(layers[name], how)
+        clock = Clock()
+        for name, (weights, activations) in chosen.items():
+            _swap(layers[name], how, weights, activations, clock)
+        if how.activations != "none":
+            model.register_forward_pre_hook(clock, with_kwargs=True)
+        _attach_connections(model, how)
+        _prepare(model, example)
     return audit(model)
 
 
-def audit(model: nn.Module) -> Audit:
-    """The per-layer bits of a model as it stands, quantized or not."""
-    rows, extra = [], 0
-    for name, layer in weight_layers(model).items():
-        quantized = isinstance(layer, _Quantized)
-        rows.append(LayerBits(
-            name=name,
-            shape=tuple(layer.weight.shape),
-            weights=layer.weight.numel(),
-            weight_bits=layer.rule.weight_bits if quantized else FLOAT_BITS,
-            activation_bits=FLOAT_BITS,
-            scale_bits=layer.rule.scale_bits if quantized else 0,
-        ))
-        extra += sum(p.numel() for p in layer.rule.parameters()) if quantized else 0
-    return Audit(tuple(rows), sum(p.numel() for p in model.parameters()) - extra)
+def schedules(model: nn.Module) -> list[nn.Module]:
+    """The model's quantizers that change with the share of training done; each has `advance(share)`."""
+    idle = (WeightRule.advance, ActivationRule.advance)
+    return [m for m in model.modules()
+            if isinstance(m, (WeightRule, ActivationRule)) and type(m).advance not in idle]
 
 
-def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that `quantize` has swapped, by name."""
-    return {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, _Quantized)}
+def penalty(model: nn.Module) -> Tensor | None:
+    """What the model's weight rules add to the loss: the mean over the layers that ask for something, or None."""
+    asked = [layer.rule.penalty() for layer in quantized_layers(model).values()]
+    asked = [p for p in asked if p is not None]
+    return torch.stack(asked).mean() if asked else None
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _choose(names: list[str], how: Recipe) -> list[str]:
+def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str]]:
+    """Weight and activation rule of every layer to quantize."""
     candidates = [name for name in names if not _matches(name, how.keep)]
-    if how.keep_ends:
-        candidates = candidates[1:-1]
-    chosen = [name for name in candidates if not how.only or _matches(name, how.only)]
+    inner = candidates if how.ends == "quantized" else candidates[1:-1]
+    chosen = {name: (_rule_at(name, how), how.activations)
+              for name in inner if not how.only or _matches(name, how.only)}
     if not chosen:
         raise ValueError(f"{how} matches no layer of this model; its layers: {', '.join(names) or 'none'}")
+    if ENDS[how.ends]:
+        activations = ENDS[how.ends] if how.activations != "none" else "none"
+        chosen |= {name: (ENDS[how.ends], activations) for name in (candidates[0], candidates[-1])}
     return chosen
 
 
-def _swap(layer: nn.Module, how: Recipe) -> None:
+def _rule_at(name: str, how: Recipe) -> str:
+    return next((rule for pattern, rule in how.at if fnmatch(name, pattern)), how.weights)
+
+
+def _swap(layer: nn.Module, how: Recipe, weights: str, activations: str, clock: Clock) -> None:
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
     kind = type(layer)
+    inner = weights != ENDS[how.ends]
+    layer.rule = weight_rule(weights, layer.weight, out_dim=1 if kind is nn.ConvTranspose2d else 0)
+    layer.activation = activation_rule(activations, layer, clock) if activations != "none" else None
+    made = [output_rule(output, layer) for output in how.outputs] if inner else []
+    layer.outputs = nn.ModuleList(m for m in made if m is not None) if how.outputs and inner else None
     layer.__class__ = SWAPS[kind]
-    layer.rule = weight_rule(how.weights, layer.weight, out_dim=1 if kind is nn.ConvTranspose2d else 0)
     if how.drop_bias:
         layer.bias = None
+
+
+def _attach_connections(model: nn.Module, how: Recipe) -> None:
+    if how.connections != "none":
+        from .connections import attach
+
+        _, positional, named = specs.parse(how.connections)
+        if positional:  # "tbs:up.1+up.2"
+            named["patterns"] = tuple(positional[0].split("+"))
+        attach(model, **named)
+
+
+def _prepare(model: nn.Module, example: tuple[Tensor, Tensor] | None) -> None:
+    """Show every activation rule that asks for it one input and output of its layer, in the order of execution."""
+    waiting = [layer for layer in quantized_layers(model).values() if hasattr(layer.activation, "prepare")]
+    if not waiting:
+        return
+    if example is None:
+        raise ValueError("this recipe has parameters per output pixel: give quantize an `example` (images, timesteps)")
+    handles = [layer.register_forward_pre_hook(_preparing) for layer in waiting]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(*example)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+
+def _preparing(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    y = layer.linear_map(layer.activation.quantized(inputs[0]), layer.quantized_weight(), None)
+    layer.activation.prepare(inputs[0], y)

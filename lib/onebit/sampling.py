@@ -108,11 +108,19 @@ def sample(
     if start is not None:
         _check_start(start, (len(numbers), *shape), sampler)
     slices = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
+    done = []
     with _evaluating(model), torch.inference_mode():
-        bar = tqdm(slices, "sampling", disable=not progress)
-        done = [_sample_batch(model, numbers[part], shape, sampler, steps, seed, None if start is None else start[part])
-                for part in bar]
+        for part in tqdm(slices, "sampling", disable=not progress):
+            with _following(model):
+                own = None if start is None else start[part]
+                done.append(_sample_batch(model, numbers[part], shape, sampler, steps, seed, own))
     return torch.cat(done)
+
+
+def _following(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Cross-timestep connections hand block outputs from one step of this trajectory to the next."""
+    connections = getattr(model, "connections", None)
+    return contextlib.nullcontext() if connections is None else connections.following()
 
 
 def _check_start(start: Tensor, shape: tuple[int, ...], sampler: str) -> None:

@@ -20,7 +20,9 @@ from .checkpoint import State
 from .diffusion import TIMESTEPS, noise_loss
 from .errors import Diverged, unknown
 from .files import replacing
-from .recipes import quantized_layers
+from .recipes import quantized_layers, schedules
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # of (model, x0, noise, timestep)
 
 VERSION = 1  # +1 whenever the same settings would give other weights; tests/test_train.py pins three losses
 LOG_EVERY = 20  # steps; also the grid on which checkpoints are possible
@@ -91,13 +93,14 @@ def train(
     on_log: Callable[[dict], None] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: bool = True,
+    objective: Loss = noise_loss,
 ) -> dict:
     """Train `model` in place on uint8 `images`; write model.safetensors, ema.safetensors, loss.csv, snapshots.npz.
 
     Batch order, noise and timesteps are functions of (seed, step), so two arms of a comparison see the same ones.
     A run that was killed resumes from `folder`'s checkpoint and ends with the weights of an uninterrupted one.
     loss.csv has a row every 20 steps: step, mean loss since the row before, learning rate, and the share of 1-bit
-    weights whose sign differs from the row before.
+    weights whose sign differs from the row before; an `Objective` adds a column for each part of its last loss.
 
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
@@ -110,12 +113,16 @@ def train(
     place, precision = device(), resolve_precision(settings.precision)
     model.to(place, memory_format=torch.channels_last).train()
     batches = Batches(images.to(place), settings)
-    state = State(model, torch.optim.Adam(model.parameters(), settings.lr, fused=True), _ema_start(model, settings))
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
+    state = State(model, optimizer, _ema_start(model, settings), objective)
+    scheduled = schedules(model)
     checkpoint.restore(folder, state)
     log = _Log(state, settings.batch, progress, settings.steps, on_log)
     saved = time.monotonic()
     for step in range(state.step, settings.steps):
-        loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision)
+        for rule in scheduled:
+            rule.advance(step / settings.steps)
+        loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, objective)
         _ema_update(state, settings)
         state.step = step + 1
         log.add(loss, settings.lr_at(step))
@@ -130,11 +137,12 @@ def train(
 
 
 def optimize(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], lr: float, precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], lr: float, precision: str,
+    objective: Loss = noise_loss,
 ) -> Tensor:
     """One optimiser step on (x0, noise, timestep); returns the loss, detached and still on the device."""
     with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        loss = noise_loss(model, *batch)
+        loss = objective(model, *batch)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
@@ -256,8 +264,10 @@ class _Log:
             first = self.state.step - len(losses) + int((~torch.isfinite(losses)).nonzero()[0]) + 1
             raise Diverged(f"loss not finite at step {first}; the last checkpoint is kept; lower the learning rate")
         codes, n = self._codes(), sum(c.numel() for c in self.codes)
-        flips = sum(int((a != b).sum()) for a, b in zip(self.codes, codes, strict=True)) / n if n else 0.0
+        same = [(a, b) for a, b in zip(self.codes, codes, strict=True) if a.shape == b.shape]  # not across a transition
+        flips = sum(int((a != b).sum()) for a, b in same) / n if n else 0.0
         row = {"step": self.state.step, "loss": losses.mean().item(), "lr": self.lr, "sign_flips": flips}
+        row |= {name: float(term) for name, term in getattr(self.state.objective, "terms", {}).items()}
         self.state.log.append(row)
         self.state.seconds = self.before + time.monotonic() - self.began
         self.codes, self.losses = codes, []

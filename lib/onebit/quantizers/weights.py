@@ -1,16 +1,26 @@
-"""Binary weight rules W1-W4, one class per published rule: latent weight in, quantized weight of the same shape out.
+"""What weight rules share, and the binary rules W1-W4 and W6: latent weight in, quantized weight of the same shape out.
 
 Every rule is built for one weight tensor (`Rule(weight, out_dim)`), which initialises what it learns from that tensor
 there and then, so that saving and loading needs no "first forward" flag.
 """
 
-import torch
 from torch import Tensor, nn
 
-from . import spec
 from .estimators import sign, straight_through
 
 SCALE_BITS = 16  # a stored scale counts as half precision (methods: 1 + 16 / n bits per weight)
+
+
+def magnitude(w: Tensor) -> Tensor:
+    """|w| with slope sign(w), +1 at 0, where abs has slope 0: a layer that starts at zero could not leave it."""
+    return w * sign(w.detach())
+
+
+def at_least(name: str, value: int, low: int) -> int:
+    """`value` itself, or ValueError unless it is an integer >= `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+    return value
 
 
 class WeightRule(nn.Module):
@@ -19,8 +29,9 @@ class WeightRule(nn.Module):
     Raises    ValueError for an integer tensor, one with fewer than two dimensions, or an `out_dim` it does not have.
     """
 
-    weight_bits = 1
+    weight_bits: float = 1  # ideal: log2 of the number of codes, summed over the planes
     scales_per_channel = 1
+    shown = ("out_dim",)  # attributes that print(model) shows
 
     def __init__(self, weight: Tensor, out_dim: int = 0):
         super().__init__()
@@ -32,6 +43,11 @@ class WeightRule(nn.Module):
         self.channels = weight.shape[out_dim]
 
     @property
+    def packed_bits(self) -> float:
+        """Bits that a weight's codes take in a file or in memory; more than `weight_bits` where codes fill no word."""
+        return self.weight_bits
+
+    @property
     def scale_bits(self) -> int:
         """Bits needed to store the scales of the whole tensor."""
         return SCALE_BITS * self.scales_per_channel * self.channels
@@ -41,7 +57,7 @@ class WeightRule(nn.Module):
         return w.mean([d for d in range(w.ndim) if d != self.out_dim], keepdim=True)
 
     def codes(self, w: Tensor) -> Tensor:
-        """The stored bits as -1 / +1 (no gradient): what a weight's sign flips are counted on."""
+        """The stored codes, without gradient: -1 / +1 for binary rules.  What a weight's flips are counted on."""
         return sign(w.detach())
 
     def advance(self, share: float) -> None:
@@ -53,7 +69,7 @@ class WeightRule(nn.Module):
         return None
 
     def extra_repr(self) -> str:
-        return f"out_dim={self.out_dim}"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.shown)
 
 
 class PlainSign(WeightRule):
@@ -95,7 +111,7 @@ class XNOR(WeightRule):
         self.detach_scale = detach_scale
 
     def forward(self, w: Tensor) -> Tensor:
-        scale = self.per_channel_mean(w.abs())
+        scale = self.per_channel_mean(magnitude(w))
         return (scale.detach() if self.detach_scale else scale) * sign(w)
 
 
@@ -142,18 +158,20 @@ class Centred(WeightRule):
         return sign((w - self.per_channel_mean(w)).detach())
 
 
-WEIGHT_RULES: dict[str, type[WeightRule]] = {
-    "sign": PlainSign,
-    "xnor": XNOR,
-    "learned-scale": LearnedScale,
-    "centred": Centred,
-}
+class ReActNet(WeightRule):
+    r"""W6, XNOR's weight with a gradient that does not know its scale.
 
+        w_bin[o] = s[o] sign(w[o]),    s[o] = mean |w[o]|
 
-def weight_rule(name: str, weight: Tensor, out_dim: int = 0) -> WeightRule:
-    """The rule of that name ("xnor"), with options if it has some ("xnor:detach_scale=True"), built for `weight`.
-
-    Raises    ValueError for an unknown name or option, and as WeightRule.
+    Shapes    as PlainSign.
+    Units     same as w; s >= 0.  Stored size 1 + 16/n bits per weight.
+    Error     as XNOR.
+    Backward  dL/dw = g 1[|w| <= 1]: without the factor s of XNOR and LearnedScale, and nothing through s.  Adam
+              normalises most of the difference away, SGD and weight decay do not.
+    Raises    as WeightRule.
+    Source    ReActNet (arXiv:2003.03488), released code HardBinaryConv; also BiDM's code, util_ours.py 66-71.
     """
-    with torch.no_grad():
-        return spec.build("weight rule", WEIGHT_RULES, name, weight, out_dim)
+
+    def forward(self, w: Tensor) -> Tensor:
+        binary = sign(w)
+        return straight_through(self.per_channel_mean(w.abs()) * binary, binary)  # then through sign's own estimator

@@ -6,7 +6,7 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import evaluation, results
+from . import ablations, evaluation, results
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .results import JudgeSpec, SampleSpec
@@ -34,6 +34,8 @@ class Profile:
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
     solver_*         samples and numbers of steps at which samplers are compared
+    ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
+                     (`repeated`), and up to which the first (`rows`)
     """
 
     name: str
@@ -56,6 +58,10 @@ class Profile:
     walk_frames: int
     solver_samples: int
     solver_steps: tuple[int, ...]
+    ablation_steps: int
+    ablation_seeds: int
+    ablation_repeated: int
+    ablation_rows: int
     batch: int = 128
 
 
@@ -69,13 +75,15 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=200, sample_steps=5, grid_steps=10, judge_images=2_000, judge_epochs=1, reference_images=1_000,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=3, ablation_rows=3,
     ),
     # a reader without a GPU
     "laptop": Profile(
-        name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(2, 1, 2), unet_steps=6_000,
-        unet_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
+        name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(20, 20, 20), unet_steps=6_000,
+        unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
+        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=2,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -84,6 +92,7 @@ PROFILES = {
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
+        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=3, ablation_rows=3,
     ),
 }
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
@@ -92,6 +101,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 60, "solver_samples": 200, "solver_steps": (5, 10, 20),
+        "ablation_steps": 100, "ablation_rows": 1,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
 }
@@ -237,6 +247,7 @@ class Study:
             for sampler in SOLVERS:
                 for steps in self.profile.solver_steps:
                     yield self._measuring("headline", self.solver(run, sampler, steps))
+        yield from ablations.jobs(self)
 
     def _run_jobs(self, run: Run) -> Iterator[Job]:
         if run == run.trained:

@@ -13,9 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import data, nets, recipes, sampling
+from ..audit import Audit
+from ..audit import audit as audit_of
+from ..diffusion import TIMESTEPS, noise_loss
+from ..distill import distillation
 from ..files import replacing
 from ..judge import Judge, accuracy, look, train_judge
-from ..train import device, save_weights, train
+from ..objective import Objective
+from ..train import Loss, device, save_weights, train
 from . import cache
 from .cache import Entry
 from .run import Run
@@ -50,13 +55,38 @@ class JudgeSpec:
     seed: int = 0
 
 
-def new_model(run: Run) -> nn.Module:
-    """The run's network as it is before training: same seed, same float weights, whatever the recipe."""
+def new_model(run: Run, wait: bool = True) -> nn.Module:
+    """The run's network as it is before training: same seed, same float weights, whatever the recipe.
+
+    With a teacher, its last weights, quantized.
+    """
+    return _built(run, training(run.teacher, wait) / "model.safetensors" if run.teacher else None)
+
+
+def _built(run: Run, start: Path | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         model = nets.build(run.net, run.width)
-    recipes.quantize(model, run.recipe)
+        if start is not None:
+            model.load_state_dict(load_file(start))
+        recipes.quantize(model, run.recipe, _example(run))
     return model
+
+
+def _example(run: Run) -> tuple[Tensor, Tensor]:
+    """An input to size rules by: noise, which is what x_t is at most timesteps; the same for every run."""
+    noise = torch.randn(16, *data.image_shape(run.dataset), generator=torch.Generator().manual_seed(0))
+    return noise, torch.linspace(0, TIMESTEPS - 1, 16).long()
+
+
+def objective(run: Run, model: nn.Module, wait: bool = True) -> Loss:
+    """The loss a run is trained by: the plain noise loss unless its recipe or its distillation adds something."""
+    if run.distill == "none" and not hasattr(model, "connections") and recipes.penalty(model) is None:
+        return noise_loss
+    teacher, loss = None, None
+    if run.distill != "none":
+        teacher, loss = weights(run.teacher, wait=wait), distillation(run.distill).to(device())
+    return Objective(teacher, loss, run.distill_weight)
 
 
 def training(run: Run, wait: bool = True, progress: bool = True) -> Path:
@@ -64,10 +94,12 @@ def training(run: Run, wait: bool = True, progress: bool = True) -> Path:
     run = run.trained
 
     def compute(work: Path) -> dict:
-        model = new_model(run)
+        model = new_model(run, wait)
+        loss = objective(run, model, wait)
         images = data.load(run.dataset, "train").images
         steps = tuple(max(1, round(share * run.steps)) for share in SNAPSHOT_SHARES)
-        facts = train(model, images, run.settings, work, _snapshotter(run), steps, progress=progress)
+        facts = train(model, images, run.settings, work, _snapshotter(run), steps, progress=progress,
+                      objective=loss)
         bits = recipes.audit(model)
         return facts | {"parameters": bits.parameters, "binary_share": bits.binary_share, "images": len(images)}
 
@@ -83,6 +115,11 @@ def facts(run: Run) -> dict:
     """What the training manifest says: seconds, images per second, peak memory, parameters, binary share, ..."""
     manifest = cache.manifest(training(run))
     return manifest["facts"] | {"processor": manifest["provenance"]["processor"]}
+
+
+def audit(run: Run) -> Audit:
+    """The bits of a trained (or, for post-training recipes, trained and then quantized) network."""
+    return audit_of(weights(run))
 
 
 def loss_log(run: Run) -> "pd.DataFrame":
@@ -106,7 +143,7 @@ def weights(run: Run, average: bool = False, wait: bool = True) -> nn.Module:
     if average and not run.ema:
         raise ValueError(f"{run.label} keeps no averaged weights (ema = 0)")
     path = training(run, wait) / ("ema.safetensors" if average else "model.safetensors")
-    model = new_model(run.trained)
+    model = _built(run.trained)
     model.load_state_dict(load_file(path))
     if run != run.trained:
         recipes.quantize(model, run.recipe)

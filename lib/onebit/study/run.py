@@ -1,11 +1,14 @@
 """A training run as a value: everything that decides its weights, and nothing that does not."""
 
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from dataclasses import dataclass, fields, replace
 
 from .. import data, recipes
 from ..errors import unknown
 from ..nets import NETS
 from ..train import VERSION, Settings
+
+LATER = ("teacher", "distill", "distill_weight")
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,10 @@ class Run:
 
     dataset   name for `data.load`, subset included ("mnist", "mnist:01")
     net       "resunet" or "unet";  width: its base width
-    recipe    name in `recipes.RECIPES`
+    recipe    name in `recipes.RECIPES`, or any recipe spelt out
+    teacher   a float run of the same net and data, whose weights this one starts from and is distilled from; None:
+              training starts from scratch
+    distill   name of the distillation loss in `distill.DISTILLATIONS`, with options; distill_weight: its lambda
     the rest  see `train.Settings`
     """
 
@@ -30,6 +36,9 @@ class Run:
     ema: float = 0.0
     seed: int = 0
     precision: str = "auto"
+    teacher: "Run | None" = None
+    distill: str = "none"
+    distill_weight: float = 0.0
 
     def __post_init__(self):
         data.parse(self.dataset)
@@ -37,6 +46,24 @@ class Run:
             unknown("net", self.net, NETS)
         recipes.recipe(self.recipe)
         self.settings  # noqa: B018 - validates the rest
+        if (self.distill == "none") != (self.distill_weight == 0):
+            raise ValueError(f"distill={self.distill!r} and distill_weight={self.distill_weight} contradict each other")
+        if self.distill != "none":
+            from ..distill import distillation
+
+            distillation(self.distill)
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        if self.teacher is None:
+            if self.distill != "none":
+                raise ValueError(f"distill={self.distill!r} needs a teacher")
+            return
+        for name in ("dataset", "net", "width"):
+            if getattr(self.teacher, name) != getattr(self, name):
+                raise ValueError(f"teacher and student differ in {name}: {self.teacher.label} and {self.label}")
+        if self.teacher.recipe != "fp16":
+            raise ValueError(f"a teacher is a float run (recipe fp16), got {self.teacher.recipe}")
 
     @property
     def settings(self) -> Settings:
@@ -45,14 +72,23 @@ class Run:
 
     @property
     def spec(self) -> dict:
-        """All fields and the version of the training code: what the key is a hash of."""
-        return asdict(self) | {"version": VERSION}
+        """All fields and the version of the training code: what the key is a hash of.
+
+        Fields that came later count only where they are used, so that older runs keep their keys.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)
+                  if f.name not in LATER or getattr(self, f.name) != f.default}
+        if self.teacher is not None:
+            values["teacher"] = self.teacher.spec
+        return values | {"version": VERSION}
 
     @property
     def label(self) -> str:
         """For people; the key, not the label, tells runs apart."""
         dataset = self.dataset.replace(":", "-").replace("@", "-only")
-        return f"{dataset}-{self.net}{self.width}-{self.recipe}-s{self.seed}"
+        how = self.recipe + (f" {self.distill}" if self.distill != "none" else "")
+        how = re.sub(r"[^\w.]+", "-", how).strip("-")[:80]
+        return f"{dataset}-{self.net}{self.width}-{how}-s{self.seed}"
 
     @property
     def trained(self) -> "Run":

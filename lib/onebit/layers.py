@@ -1,0 +1,85 @@
+"""Layers whose weight, input and output go through quantizers; made out of float layers by changing their class."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Quantized:
+    """Mixed into a layer class: `weight` becomes the latent weight, `rule` makes the one that is used.
+
+    rule         latent weight -> quantized weight
+    activation   None, or input -> quantized input, with an optional map that scales the output before the bias
+    outputs      what is applied to the output in turn, each a function of (layer's raw input, output)
+    """
+
+    rule: nn.Module
+    activation: nn.Module | None
+    outputs: nn.ModuleList | None
+
+    def quantized_weight(self) -> Tensor:
+        return self.rule(self.weight)
+
+    def forward(self, x: Tensor, *arguments, **named) -> Tensor:
+        weight = self.quantized_weight()
+        if self.activation is None:
+            y = self.linear_map(x, weight, self.bias, *arguments, **named)
+        else:
+            y = self._with_quantized_input(x, weight, *arguments, **named)
+        for module in self.outputs or ():
+            y = module(x, y)
+        return y
+
+    def _with_quantized_input(self, x: Tensor, weight: Tensor, *arguments, **named) -> Tensor:
+        scale = self.activation.scale_map(x)
+        if scale is None:
+            return self.linear_map(self.activation(x), weight, self.bias, *arguments, **named)
+        y = self.linear_map(self.activation(x), weight, None, *arguments, **named) * scale
+        if self.bias is None:
+            return y
+        return y + (self.bias if y.ndim != 4 else self.bias[:, None, None])
+
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the float layer computes, with the given weight and bias."""
+        raise NotImplementedError
+
+
+class QuantConv2d(Quantized, nn.Conv2d):
+    """Conv2d with a quantized weight; everything else, its state's names included, as in the float layer."""
+
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)
+
+
+class QuantLinear(Quantized, nn.Linear):
+    """Linear with a quantized weight."""
+
+    def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+
+class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
+    """ConvTranspose2d with a quantized weight; its output channels are on axis 1."""
+
+    def linear_map(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
+    ) -> Tensor:
+        padding = self._output_padding(x, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation)
+        return F.conv_transpose2d(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
+
+
+SWAPS = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear, nn.ConvTranspose2d: QuantConvTranspose2d}
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every Conv2d, ConvTranspose2d and Linear of the model by name, in the order of registration.
+
+    Layers inside a quantized layer (its quantizers' own small networks) do not count.
+    """
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, tuple(SWAPS))}
+    inside = tuple(f"{name}." for name, layer in found.items() if isinstance(layer, Quantized))
+    return {name: layer for name, layer in found.items() if not name.startswith(inside)} if inside else found
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have been swapped, by name."""
+    return {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, Quantized)}

@@ -1,0 +1,73 @@
+"""The training loss: the noise loss, and what quantizers, distillation and connections add to it."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from . import recipes
+from .diffusion import add_noise, noise_loss
+
+if TYPE_CHECKING:
+    from .distill import Distillation
+
+
+class Objective(nn.Module):
+    r"""The loss of one training step.
+
+        L = L_simple + L_quantizers + lambda L_distillation
+
+    L_simple is DDPM's noise loss; L_quantizers what the weight rules ask for (EBB's regulariser); L_distillation
+    compares block outputs with those of a frozen teacher on the same x_t and timestep.  A model with cross-timestep
+    connections first runs on the neighbouring, noisier timestep, whose block outputs are then mixed in.
+
+    It is called with (model, x0, noise, timestep).  Its state (a basis found on the first batch) belongs into a
+    checkpoint.  `terms` holds the parts of the last loss, detached.
+
+    Shapes    as `diffusion.noise_loss` -> scalar.
+    Source    BinaryDM Eq. 15, BiDM Eq. 16; methods 3.3 for the order of the passes.
+    """
+
+    def __init__(self, teacher: nn.Module | None = None, loss: "Distillation | None" = None, weight: float = 0.0):
+        super().__init__()
+        if (teacher is None) != (loss is None):
+            raise ValueError("distillation needs both a teacher and a loss")
+        self.loss, self.weight = loss, weight
+        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []  # no part of our state
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(self, model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            if getattr(model, "connections", None) is not None:
+                from .connections import neighbour
+
+                cache = neighbour(model, x0, noise, timestep)
+                stack.enter_context(model.connections.mixing(cache))
+            taps = stack.enter_context(_taps(model)) if self.loss is not None else None
+            total = noise_loss(model, x0, noise, timestep)
+        self.terms = {"noise_loss": total.detach()}
+        asked = recipes.penalty(model)
+        if asked is not None:
+            total = self._add(total, "penalty", asked)
+        if taps is not None:
+            distance = self.loss(taps.features, self._teacher_features(x0, noise, timestep))
+            total = self._add(total, "distillation", self.weight * distance)
+        return total
+
+    def _add(self, total: Tensor, name: str, term: Tensor) -> Tensor:
+        self.terms[name] = term.detach()
+        return total + term
+
+    @torch.no_grad()
+    def _teacher_features(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> list[Tensor]:
+        teacher = self._teacher[0]
+        with _taps(teacher) as taps:
+            teacher(add_noise(x0, noise, timestep), timestep)
+        return taps.features
+
+
+def _taps(model: nn.Module):
+    from .distill import Taps
+
+    return Taps(model)

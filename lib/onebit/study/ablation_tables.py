@@ -1,0 +1,91 @@
+"""The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from ..metrics import Estimate, over_seeds
+from . import ablations, results
+from .profiles import Study
+from .run import Run
+
+METRICS = {  # column -> (family, name there)
+    "frechet": ("headline", "frechet"),
+    "confidence": ("headline", "judge_confidence"),
+    "precision": ("manifold", "precision"),
+    "recall": ("manifold", "recall"),
+    "kid": ("distribution", "kid"),
+    "inception_score": ("distribution", "inception_score"),
+}
+PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
+FINAL_SHARE = 0.1  # of the steps, over which a final loss is averaged
+
+
+def trainings(study: Study, table: str | None = None) -> pd.DataFrame:
+    """One row per training: label, seed, every metric, final loss, bits per weight, binary share.
+
+    `table` limits it to the rows of one table.
+    """
+    chosen = ablations.trained(study) if table is None else ablations.of_table(study, table)
+    return pd.DataFrame([_training(study, row, run) for row, run in chosen])
+
+
+def legibility(study: Study) -> pd.DataFrame:
+    """Agreement of the panel of judges on the samples of the headline rows: label, seed, panel_agreement."""
+    return pd.DataFrame([{"label": row.label, "seed": run.seed, **_values(study, run, PANEL)}
+                         for row, run in ablations.trained(study) if row.first == 1])
+
+
+def _training(study: Study, row: ablations.Ablation, run: Run) -> dict:
+    return {"label": row.label, "seed": run.seed, **_values(study, run, METRICS), **final_terms(run),
+            "recipe": run.recipe, "distill": run.distill}
+
+
+def _values(study: Study, run: Run, columns: dict[str, tuple[str, str]]) -> dict[str, float]:
+    source = study.evaluation(run)
+    return {column: study.evaluate(family, source).estimates[name].value for column, (family, name) in columns.items()}
+
+
+def final_terms(run: Run) -> dict[str, float]:
+    """Mean over the last tenth of training of the noise loss, and of what was added to it."""
+    log = results.loss_log(run)
+    last = log[log.step > (1 - FINAL_SHARE) * run.steps]
+    terms = {"loss": last["noise_loss" if "noise_loss" in last else "loss"].mean()}
+    return terms | {name: last[name].mean() for name in ("penalty", "distillation") if name in last}
+
+
+def table(study: Study, name: str) -> pd.DataFrame:
+    """One row per label of a table: seeds, mean of every metric, the interval of the Fréchet distance over seeds, and
+    the published distances."""
+    frame = trainings(study, name)
+    published = {row.label: row.published for row in ablations.grid()}
+    rows = []
+    for label, group in frame.groupby("label", sort=False):
+        frechet = over_seeds(group.frechet.tolist(), f"frechet: {label}")
+        rows.append({"label": label, "seeds": len(group), "frechet": frechet.value, "frechet_low": frechet.low,
+                     "frechet_high": frechet.high,
+                     **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"},
+                     "published_cifar10": published[label].get("cifar10", np.nan),
+                     "published_bedrooms": published[label].get("bedrooms", np.nan)})
+    return pd.DataFrame(rows)
+
+
+def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estimate:
+    """One label over another, paired by the seeds both have: the geometric mean of the ratio and its interval.
+
+    Raises    KeyError for a label that is not in the frame.
+    """
+    values = frame.pivot(index="seed", columns="label", values=metric)
+    ratio = np.log(values[label] / values[control]).dropna()
+    text = f"{metric}: {label} over {control}, paired by seed"
+    e = over_seeds(ratio.tolist(), text)
+    return Estimate(float(np.exp(e.value)), float(np.exp(e.low)), float(np.exp(e.high)), e.n, text)
+
+
+def curves(study: Study, labels: Iterable[str]) -> pd.DataFrame:
+    """The logged losses of some labels, at every seed: label, seed, step, loss and its parts."""
+    wanted = set(labels)
+    logs = [results.loss_log(run).assign(label=row.label, seed=run.seed)
+            for row, run in ablations.trained(study) if row.label in wanted]
+    return pd.concat(logs, ignore_index=True)

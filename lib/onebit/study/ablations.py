@@ -1,0 +1,113 @@
+"""The grid of notebook 07: quantization-aware trainings that start from one float teacher per seed."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import unknown
+from . import evaluation, results
+from .run import Run
+
+if TYPE_CHECKING:
+    from .profiles import Job, Study
+
+GRID = Path(__file__).with_name("ablations.toml")
+TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
+PRIORITIES = (1, 2, 3)
+FAMILIES = ("headline", "manifold", "distribution")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One row of the grid; see the head of ablations.toml for what the fields mean."""
+
+    label: str
+    recipe: str
+    tables: tuple[str, ...]
+    first: int
+    distill: str = "none"
+    weight: float = 0.0
+    start: str = "teacher"
+    lr: float = 1.0
+    published: dict[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        for table in self.tables:
+            if table not in TABLES:
+                unknown(f"table of {self.label!r}", table, TABLES)
+        if self.first not in PRIORITIES:
+            unknown(f"priority of {self.label!r}", self.first, map(str, PRIORITIES))
+        if self.start not in ("teacher", "scratch"):
+            unknown(f"start of {self.label!r}", self.start, ["teacher", "scratch"])
+
+    def run(self, teacher: Run, budget: Run) -> Run:
+        """The training of this row: `budget` says steps, rate and batch, `teacher` the seed and where to start."""
+        run = replace(budget, recipe=self.recipe, seed=teacher.seed, lr=budget.lr * self.lr)
+        if self.start == "scratch":
+            return replace(run, steps=teacher.steps + budget.steps, lr=teacher.lr * self.lr)
+        return replace(run, teacher=teacher, distill=self.distill, distill_weight=self.weight)
+
+
+@lru_cache(maxsize=4)
+def grid(path: Path = GRID) -> tuple[Ablation, ...]:
+    """Every row, in the order of the file.
+
+    Raises    ValueError for an unknown key, table, priority or start, naming the row.
+    """
+    rows = []
+    for label, entry in tomllib.loads(path.read_text()).items():
+        for key in entry:
+            if key not in Ablation.__dataclass_fields__:
+                unknown(f"key of {label!r} in {path.name}", key, Ablation.__dataclass_fields__)
+        rows.append(Ablation(label, **entry | {"tables": tuple(entry["tables"])}))
+    return tuple(rows)
+
+
+def budget(study: "Study") -> Run:
+    """What all rows share: steps, batch, and the teacher's own peak rate, which beat half of it in a short trial.
+
+    No averaged weights are kept: signs of averaged latent weights were never trained.
+    """
+    teacher = study.unet(recipes=("fp16",))[0]
+    steps = study.profile.ablation_steps
+    return replace(teacher, steps=steps, warmup=min(100, steps // 4), ema=0.0)
+
+
+def trained(study: "Study") -> list[tuple[Ablation, Run]]:
+    """Every training of the grid, in the order in which it pays to compute them: headline rows of all seeds first.
+
+    The profile says up to which priority rows are trained at every seed, and up to which at the first one.
+    """
+    teachers = study.unet(recipes=("fp16",))[: study.profile.ablation_seeds]
+    found = [(row, seed, row.run(teacher, budget(study)))
+             for row in grid() for seed, teacher in enumerate(teachers)
+             if row.first <= (study.profile.ablation_rows if seed == 0 else study.profile.ablation_repeated)]
+    return [(row, run) for row, _, run in sorted(found, key=lambda item: (item[0].first, item[1]))]
+
+
+def of_table(study: "Study", table: str) -> Iterator[tuple[Ablation, Run]]:
+    """The trainings shown in a table, in the order of the grid's file, seed by seed."""
+    order = {row.label: i for i, row in enumerate(grid())}
+    chosen = [(row, run) for row, run in trained(study) if table in row.tables]
+    yield from sorted(chosen, key=lambda item: (order[item[0].label], item[1].seed))
+
+
+def jobs(study: "Study") -> Iterator["Job"]:
+    """Every training of the grid, its samples and its metrics."""
+    from .profiles import Job
+
+    for row, run in trained(study):
+        source = study.evaluation(run)
+        yield Job(results.training_entry(run), partial(results.training, run))
+        yield Job(results.samples_entry(run, source.request), partial(results.samples, run, source.request))
+        for family in families_of(row):
+            entry = evaluation.entry(family, source, study.protocol)
+            yield Job(entry, partial(study.evaluate, family, source))
+
+
+def families_of(row: Ablation) -> tuple[str, ...]:
+    """The families of metrics a row is measured by; the panel of judges sees the headline rows alone."""
+    return FAMILIES + (("legibility",) if row.first == 1 else ())

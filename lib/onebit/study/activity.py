@@ -1,0 +1,121 @@
+"""What goes on inside a network: ranges and likeness of features along a sampling trajectory, distance to a teacher."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import data, sampling
+from ..diffusion import TIMESTEPS, add_noise
+from ..layers import weight_layers
+from ..metrics import bootstrap
+from ..taps import Taps
+from ..train import device
+from . import results
+from .evaluation import Measured, Protocol
+from .sources import Samples
+
+IMAGES = 32  # of a trajectory
+PAIRS = 256  # noisy images on which teacher and student are compared
+
+
+class _Trace:
+    """Hooks of one model: at every call the spread of each layer's input, and how alike block outputs stayed."""
+
+    def __init__(self, model: nn.Module):
+        self.ranges: dict[str, list[float]] = {name: [] for name in weight_layers(model)}
+        self.alike: dict[str, list[float]] = {}
+        self.timesteps: list[int] = []
+        self._before: dict[str, Tensor] = {}
+
+    def input_of(self, name: str):
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            low, high = torch.quantile(inputs[0].flatten()[:: max(1, inputs[0].numel() // 100_000)].float(),
+                                       torch.tensor([0.01, 0.99], device=inputs[0].device))
+            self.ranges[name].append((high - low).item())
+
+        return record
+
+    def called(self, taps: Taps, timestep: Tensor) -> None:
+        self.timesteps.append(int(timestep.flatten()[0]))
+        for name, feature in zip(taps.names, taps.features, strict=True):
+            if name in self._before:
+                cosine = torch.cosine_similarity(feature.flatten(1), self._before[name].flatten(1), dim=1)
+                self.alike.setdefault(name, []).append(cosine.mean().item())
+            self._before[name] = feature
+
+
+@contextlib.contextmanager
+def _tracing(model: nn.Module) -> Iterator[_Trace]:
+    trace = _Trace(model)
+    with Taps(model) as taps:
+        handles = [layer.register_forward_pre_hook(trace.input_of(name)) for name, layer in weight_layers(model).items()
+                   if not name.startswith("time_mlp")]  # of the timestep alone
+        handles.append(model.register_forward_hook(lambda m, args, y: trace.called(taps, args[1])))
+        try:
+            yield trace
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
+    """Ranges of layer inputs and likeness of consecutive block outputs along a DDIM trajectory of 32 images.
+
+    Estimates  range_ratio: largest over smallest range (1st to 99th percentile) of a layer's input over timesteps, mean
+               over layers;  similarity: cosine of block outputs at consecutive sampler steps, mean over blocks.
+    Arrays     timesteps (S,), ranges (layers, S), similarity (blocks, S - 1), layers, blocks (names).
+    Source     the motivation figures of BiDM (arXiv:2412.05926), figure 3.
+    """
+    run = source.run
+    model = results.weights(run, wait=wait)
+    with _tracing(model) as trace:
+        sampling.sample(model, IMAGES, shape=data.image_shape(run.dataset), steps=source.request.steps, batch=IMAGES)
+    layers = [name for name, values in trace.ranges.items() if values]
+    ranges = np.array([trace.ranges[name] for name in layers])
+    similarity = np.array(list(trace.alike.values()))
+    ratio = ranges.max(1) / np.maximum(ranges.min(1), 1e-12)
+    means = similarity.mean(1)
+    text = f"DDIM {source.request.steps} steps, {IMAGES} images"
+    estimates = {"range_ratio": bootstrap(ratio, f"{text}, mean and interval over layers"),
+                 "similarity": bootstrap(means, f"{text}, mean and interval over blocks")}
+    return Measured(estimates, {"timesteps": np.array(trace.timesteps), "ranges": ranges, "similarity": similarity,
+                                "layers": np.array(layers), "blocks": np.array(list(trace.alike))})
+
+
+def mimicry(source: Samples, protocol: Protocol, wait: bool) -> Measured:
+    """Squared distance of a student's block outputs to its teacher's, over the teacher's own squared size.
+
+    On 256 noisy test images, each at a timestep of its own; the same for every run.
+
+    Estimates  feature_distance: mean over blocks, with its bootstrap interval over images.
+    Arrays     distance (blocks,), blocks (names).
+    Raises     ValueError for a run without a teacher.
+    """
+    run = source.run
+    if run.teacher is None:
+        raise ValueError(f"{run.label} has no teacher to be compared with")
+    x, timestep = _noisy(run.dataset)
+    features, names = [], []
+    for one in (run, run.teacher):
+        model = results.weights(one, wait=wait)
+        with torch.inference_mode(), Taps(model) as taps:
+            model(x.to(device()), timestep.to(device()))
+        features.append([f.flatten(1).cpu() for f in taps.features])
+        names = taps.names
+    pairs = zip(*features, strict=True)
+    relative = np.array([((s - t).square().mean(1) / t.square().mean()).numpy() for s, t in pairs])  # (blocks, images)
+    text = f"{PAIRS} noisy test images, mean over {len(names)} blocks"
+    estimate = bootstrap(relative.mean(0), text)
+    return Measured({"feature_distance": estimate}, {"distance": relative.mean(1), "blocks": np.array(names)})
+
+
+def _noisy(dataset: str) -> tuple[Tensor, Tensor]:
+    images = data.load(dataset, "test").draw(PAIRS).images
+    g = torch.Generator().manual_seed(0)
+    x0 = data.normalize(images)
+    noise = torch.randn(x0.shape, generator=g)
+    timestep = torch.randint(0, TIMESTEPS, (len(x0),), generator=g)
+    return add_noise(x0, noise, timestep), timestep

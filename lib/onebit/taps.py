@@ -1,0 +1,75 @@
+"""Feature taps: what the blocks of a network put out, by name, while the network runs as it always does."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+# our networks' blocks, then diffusers'; [0-9] and not *, which would take the blocks' own layers too
+BLOCKS = ("down.[0-9]", "mid", "up.[0-9]", "down_blocks.[0-9]", "mid_block", "up_blocks.[0-9]")
+UP_BLOCKS = ("up.[0-9]", "up_blocks.[0-9]")
+
+
+def matching(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
+    """Modules whose names match any of the fnmatch patterns, in the order of registration.
+
+    Raises    ValueError if there are none, with the names of the two upper levels.
+    """
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    found = {name: m for name, m in model.named_modules() if any(fnmatchcase(name, p) for p in patterns)}
+    if not found:
+        names = [name for name, _ in model.named_modules() if name and name.count(".") < 2]
+        raise ValueError(f"patterns {', '.join(patterns) or '()'} match no module; names: {', '.join(names) or 'none'}")
+    return found
+
+
+def first(output: Tensor | tuple) -> Tensor:
+    """The feature in a module's output: itself, or the first of a tuple (diffusers' down blocks add their skips)."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+class Taps:
+    """`with Taps(teacher) as taps: ...` records the outputs of the modules whose names match.
+
+    Features stand in the order in which their modules first ran since the last `clear()`; a module that runs again
+    replaces its feature, so one step after the other needs no `clear()`, but holds the step before in memory.
+    Hooks go when the block is left, by an exception too.  A copy of a tapped model is not tapped.
+
+    Shapes    features: as the modules' outputs, with their gradient; of a tuple, the first.
+    Raises    ValueError for patterns that match nothing.
+    """
+
+    def __init__(self, model: nn.Module, patterns: Iterable[str] = BLOCKS):
+        self._names = {module: name for name, module in matching(model, patterns).items()}
+        self._handles: list = []
+        self._features: dict[str, Tensor] = {}
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The features recorded since the last `clear()`."""
+        return list(self._features.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of their modules, in the same order."""
+        return list(self._features)
+
+    def clear(self) -> None:
+        """Forget the features, and with them the graph they hold."""
+        self._features.clear()
+
+    def __enter__(self) -> "Taps":
+        self._handles = [module.register_forward_hook(self._record) for module in self._names]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _record(self, module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+        if module in self._names:  # not so for a copy's modules, which keep this hook
+            self._features[self._names[module]] = first(output)
+
+    def __deepcopy__(self, memo: dict) -> "Taps":
+        return self  # reached through the hooks of a model being copied
