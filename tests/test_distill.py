@@ -303,12 +303,11 @@ def test_spd_of_equal_or_zero_features_is_finite_with_its_gradient(norm):
         assert want == 1.0 or not gradient.any()
 
 
-@given(seed=st.integers(0, 9), p=st.integers(1, 3), side=st.integers(3, 9), scale=st.floats(-3, 3),
-       power=st.integers(0, 3))
+@given(seed=st.integers(0, 9), p=st.integers(1, 3), side=st.integers(3, 9), scale=st.floats(-3, 3))
 @settings(max_examples=25, deadline=None)
-def test_spd_lies_between_0_and_the_root_of_2_and_knows_no_scale(seed, p, side, scale, power):
+def test_spd_lies_between_0_and_the_root_of_2_and_knows_no_scale(seed, p, side, scale):
     """Gram matrices are positive semi-definite, so their inner product is never negative."""
-    student, teacher = gaussian(2, 1, side, side, seed=seed) ** (2 * power + 1), gaussian(2, 1, side, side, seed=99)
+    student, teacher = gaussian(2, 1, side, side, seed=seed), gaussian(2, 1, side, side, seed=99)
     loss = SPD(p)([student], [teacher]).item()
     assert 0 <= loss <= math.sqrt(2) + 1e-12
     if abs(scale) > 0.1:

@@ -149,7 +149,7 @@ class SPD(Distillation):
               which couples its images.
 
     Shapes    as Distillation.  A is (C, H/p, H/p) per patch and image, or (N, N).
-    Units     none, 0 .. sqrt(2); unchanged if a feature is multiplied by any constant but 0.
+    Units     none, 0 .. sqrt(2); unchanged if a feature is multiplied by a constant, while |A| > 1e-12.
     Backward  dL/dP = 2 (D - S <S, D>) P / (|D| |A|), with S = A / |A| and D = S - S^fp; zero where D or P is zero.
     Raises    as Distillation; ValueError for unknown options, or more patches than rows or columns.
     Source    BiDM (arXiv:2412.05926) Eq. 13-16; p = 4 in the paper.  Real-to-Binary (arXiv:2003.11535).

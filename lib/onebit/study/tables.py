@@ -118,11 +118,11 @@ def cost_table(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rule_table(tensors: dict[str, torch.Tensor]) -> pd.DataFrame:
-    """Every weight rule on every tensor: bits per weight, error |w - q|^2 / |w|^2, cosine of w and q."""
+def rule_table(tensors: dict[str, torch.Tensor], rules: Iterable[str] = tuple(WEIGHT_RULES)) -> pd.DataFrame:
+    """Weight rules, by name or spec, on every tensor: bits per weight, error |w - q|^2 / |w|^2, cosine of w and q."""
     rows = []
     for name, w in tensors.items():
-        for label in WEIGHT_RULES:
+        for label in rules:
             rule = weight_rule(label, w)
             q = rule(w).detach()
             rows.append({

@@ -1,0 +1,105 @@
+"""The grid of notebook 07: what the file may say, the runs that follow from it, and its tables on small data."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from onebit import claims, recipes
+from onebit.study import Study, ablation_tables
+from onebit.study.ablations import Ablation, budget, families_of, grid, of_table, trained
+
+STUDY = Study.named("smoke", "digits")
+
+
+def test_every_row_is_a_recipe_and_a_distillation_that_can_be_built():
+    rows = grid()
+    assert len({row.label for row in rows}) == len(rows) > 50
+    for row in rows:
+        recipes.recipe(row.recipe)
+        run = row.run(STUDY.unet(recipes=("fp16",))[0], budget(STUDY))
+        assert run.teacher is None if row.start == "scratch" else run.teacher.recipe == "fp16"
+
+
+def test_every_named_recipe_of_the_papers_is_in_the_grid():
+    """So that all of them train in the smoke profile."""
+    used = {recipes.recipe(row.recipe) for row in grid()}
+    mnist_study = {"published-1bit", "strict-1bit", "ptq-1bit"}
+    missing = [name for name, how in recipes.RECIPES.items() if how not in used and name not in mnist_study]
+    assert not missing
+
+
+def test_rows_of_a_seed_share_everything_but_the_method():
+    runs = [run for row, run in trained(STUDY) if row.start == "teacher" and row.lr == 1 and run.seed == 0]
+    shared = {(run.dataset, run.net, run.width, run.steps, run.batch, run.lr, run.warmup, run.decay, run.ema, run.seed,
+               run.teacher) for run in runs}
+    assert len(shared) == 1 and len(runs) == len({(run.recipe, run.distill, run.distill_weight) for run in runs})
+
+
+def test_from_scratch_takes_the_steps_of_teacher_and_student_together():
+    teacher = STUDY.unet(recipes=("fp16",))[0]
+    row = next(row for row in grid() if row.start == "scratch")
+    assert row.run(teacher, budget(STUDY)).steps == teacher.steps + STUDY.profile.ablation_steps
+
+
+def test_headline_rows_come_first_and_at_every_seed():
+    laptop = Study.named("laptop", "mnist")
+    order = [(row.first, run.seed) for row, run in trained(laptop)]
+    assert order == sorted(order)
+    seeds = {row.label: {run.seed for other, run in trained(laptop) if other is row} for row, _ in trained(laptop)}
+    assert all(seeds[row.label] == {0, 1} for row in grid() if row.first == 1)
+
+
+def test_tables_keep_the_order_of_the_file():
+    labels = [row.label for row, _ in of_table(STUDY, "bidm")]
+    order = [row.label for row in grid()]
+    assert labels == sorted(labels, key=order.index) and labels[0] == "W1A1 XNOR"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nlambda = 2\n', r"unknown key of 'a'.*lambda.*recipe"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 4\n', r"unknown priority of 'a' 4"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
+])
+def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        grid(path)
+
+
+def test_the_panel_sees_the_headline_alone():
+    first, later = (Ablation("a", "xnor-w1a1", ("bidm",), n) for n in (1, 2))
+    assert set(families_of(first)) - set(families_of(later)) == {"legibility"}
+
+
+def test_two_labels_are_compared_by_the_seeds_both_have():
+    frame = pd.DataFrame({"label": ["a", "a", "a", "b", "b"], "seed": [0, 1, 2, 0, 1], "frechet": [2.0, 8, 99, 1, 2]})
+    e = ablation_tables.compare(frame, "frechet", "a", "b")
+    assert e.n == 2 and e.value == pytest.approx(math.sqrt(2 * 4))
+    assert e.low < 2 and e.high > 4
+    with pytest.raises(KeyError):
+        ablation_tables.compare(frame, "frechet", "a", "c")
+
+
+def test_final_terms_average_the_last_tenth(monkeypatch):
+    run = budget(STUDY)
+    log = pd.DataFrame({"step": range(1, 11), "loss": range(10), "noise_loss": [0.5] * 9 + [2.0], "penalty": 1.0})
+    monkeypatch.setattr(ablation_tables.results, "loss_log", lambda run: log.assign(step=log.step * run.steps / 10))
+    assert ablation_tables.final_terms(run) == {"loss": 2.0, "penalty": 1.0}
+
+
+def test_claims_of_notebook_07_name_rows_of_the_grid():
+    """The notebook's dictionary of ratios: every label exists, every claim is its own."""
+    import json
+    from pathlib import Path
+
+    cells = json.loads(Path("notebooks/07_ablations.ipynb").read_text())["cells"]
+    source = "".join(line for cell in cells for line in [*cell["source"], "\n"] if cell["cell_type"] == "code")
+    body = source.split("RATIOS = ", 1)[1].split("trained = set", 1)[0].replace("RATIOS |= ", "| ")
+    ratios = eval(f"({body})")
+    labels, known = {row.label for row in grid()}, claims.load()
+    for claim, (_, row, base) in ratios.items():
+        assert {row, base} <= labels, claim
+        assert known[claim].notebook == "07" and known[claim].compare == "ratio", claim
