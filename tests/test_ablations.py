@@ -1,12 +1,13 @@
 """The grid of notebook 07: what the file may say, the runs that follow from it, and its tables on small data."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from onebit import claims, recipes
-from onebit.study import Study, ablation_tables
+from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables
 from onebit.study.ablations import Ablation, budget, families_of, grid, of_table, trained
 
 STUDY = Study.named("smoke", "digits")
@@ -71,7 +72,10 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
 
 def test_the_panel_sees_the_headline_alone():
     first, later = (Ablation("a", "xnor-w1a1", ("bidm",), n) for n in (1, 2))
-    assert set(families_of(first)) - set(families_of(later)) == {"legibility"}
+    teacher = STUDY.unet(recipes=("fp16",))[0]
+    run = first.run(teacher, budget(STUDY))
+    assert set(families_of(first, run)) - set(families_of(later, run)) == {"legibility"}
+    assert "mimicry" in families_of(later, run) and "mimicry" not in families_of(later, teacher)
 
 
 def test_two_labels_are_compared_by_the_seeds_both_have():
@@ -103,3 +107,52 @@ def test_claims_of_notebook_07_name_rows_of_the_grid():
     for claim, (_, row, base) in ratios.items():
         assert {row, base} <= labels, claim
         assert known[claim].notebook == "07" and known[claim].compare == "ratio", claim
+
+
+# what goes on inside a network ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    from onebit import paths
+    from onebit.study import evaluation
+
+    for name, folder in {"DATA": "data", "RUNS": "data/runs", "RELEASED": "data/released"}.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
+    tiny = Run(dataset="digits", net="unet", width=4, steps=6, batch=32, precision="float32")
+    protocol = Protocol(JudgeSpec("digits", 100, 1), (), reference=200, held_out=150)
+
+    def measure(family, **changes):
+        source = Samples(replace(tiny, **changes, teacher=tiny if changes else None), SampleSpec("ddim", 5, 4))
+        return evaluation.evaluate(family, source, protocol)
+
+    return measure
+
+
+def test_activity_follows_every_layer_along_a_trajectory(measure):
+    found = measure("activity")
+    arrays = found.arrays
+    assert arrays["timesteps"].tolist() == [999, 799, 599, 399, 199]
+    layers, blocks = arrays["layers"].tolist(), arrays["blocks"].tolist()
+    assert "mid.conv1" in layers and not [name for name in layers if name.startswith("time_mlp")]
+    assert arrays["ranges"].shape == (len(layers), 5) and (arrays["ranges"] > 0).all()
+    assert arrays["similarity"].shape == (len(blocks), 4) and (abs(arrays["similarity"]) <= 1 + 1e-6).all()
+    assert blocks == ["down.0", "down.1", "mid", "up.0", "up.1", "up.2"]
+    ratio = arrays["ranges"].max(1) / arrays["ranges"].min(1)
+    assert found.estimates["range_ratio"].value == pytest.approx(ratio.mean())
+    # conv_in sees the image alone: x_T is standard noise, of which 98 % lie within 2 x 2.326
+    assert arrays["ranges"][layers.index("conv_in"), 0] == pytest.approx(2 * 2.326, rel=0.05)
+
+
+def test_mimicry_is_the_relative_distance_of_block_outputs(measure):
+    """A student of no steps that left its teacher nowhere has none; a binarized one has some."""
+    far = measure("mimicry", recipe="xnor-w1a1")
+    assert far.estimates["feature_distance"].value > 0.01
+    assert far.estimates["feature_distance"].value == pytest.approx(far.arrays["distance"].mean(), rel=1e-5)
+    near = measure("mimicry", recipe="fp16", lr=1e-12)
+    assert near.arrays["distance"][0] < 1e-3 < far.arrays["distance"].max()
+
+
+def test_mimicry_needs_a_teacher(measure):
+    with pytest.raises(ValueError, match="has no teacher"):
+        measure("mimicry")

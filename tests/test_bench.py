@@ -11,12 +11,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onebit import bench, nets, paths, train
+from onebit import bench, bench_distill, bench_quantized, nets, paths, train
 from onebit.bench import Bench, Row, Size
 from onebit.diffusion import add_noise
+from onebit.distill import SPD
 
 TINY = Size(width=4, batch=4, images=16, matrix=8)
-PAIRS = bench.benches(TINY)[:4]  # the others start processes
+PAIRS = [  # without those that start processes
+    *bench.benches(TINY)[:4],
+    *(Bench(*row) for row in bench_quantized.rows(bench.interleaved, bench_quantized.Size(4, 4, 16))),
+    *(Bench(*row) for row in bench_distill.rows(bench.interleaved, bench_distill.Size(4, 4))),
+]
 HEADER = "name,ours,baseline,ratio,unit,machine"
 
 
@@ -70,7 +75,12 @@ def test_names_are_those_that_other_files_look_for():
         "train-step resunet64 fp16", "train-step resunet64 strict-1bit",
         f"train-step resunet64 share of {precision} matrix rate", "data-path batches",
         "nn 10000 x 60000 against scikit-learn", "nn 10000 x 60000 against faiss", "frechet 128",
-        "sampling unet16 ddim 50", "import onebit", "import study", "cached make paper",
+        "sampling unet16 ddim 50",
+        "quantized-step unet16 weights only", "quantized-step unet16 weights only, two bases",
+        "quantized-step unet16 W1A4 LSQ", "quantized-step unet16 W1A1 XNOR",
+        "quantized-step unet16 W1A1 BiDM, connections and SPD",
+        "spd unet16 batch 128 sample norm", "spd unet16 batch 128 batch norm",
+        "import onebit", "import study", "cached make paper",
     ]
 
 
@@ -206,3 +216,11 @@ def test_the_paper_is_timed_the_second_time_and_never_empty(tmp_path, monkeypatc
     (tmp_path / "notebooks" / "01_x.ipynb").touch()
     assert bench.paper_seconds() == 2.0
     assert commands == [["make", "-C", str(tmp_path), "paper"]] * 2
+
+
+@pytest.mark.parametrize("norm", ["sample", "batch"])
+def test_the_loop_over_patches_computes_what_the_loss_does(norm):
+    size = bench_distill.Size(4, 4)
+    student, teacher = size.features(), size.features()
+    ours = SPD(size.patches, norm=norm)(student, teacher)
+    torch.testing.assert_close(bench_distill.by_patches(student, teacher, size.patches, norm), ours)

@@ -43,7 +43,7 @@ class Audit:
 
     @property
     def stored_bytes(self) -> float:
-        """Size on disk with quantized weights packed, their scales at 16 bits, and every other parameter at 16 bits."""
+        """Size with quantized weights at their ideal bits, their scales at 16, and every other parameter at 16."""
         low = [row for row in self.layers if row.weight_bits < FLOAT_BITS]
         bits = sum(row.weights * row.weight_bits + row.scale_bits for row in low)
         return (bits + 16 * (self.parameters - sum(row.weights for row in low))) / 8

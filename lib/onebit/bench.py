@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import bench_evaluation, data, nets, paths
+from . import bench_distill, bench_evaluation, bench_quantized, data, nets, paths
 from .baseline import reference_step
 from .files import replacing
 from .recipes import quantize
@@ -105,6 +105,7 @@ def benches(size: Size = Size()) -> list[Bench]:
         Bench(share, "TFLOP/s", partial(matrix_rates, size)),
         Bench("data-path batches", "images/s", partial(data_rates, size)),
         *evaluation_benches(),
+        *(Bench(*row) for part in (bench_quantized, bench_distill) for row in part.rows(interleaved)),
         Bench("import onebit", "s", lambda _: (import_seconds("onebit"), IMPORT_BUDGET)),
         Bench("import study", "s", lambda _: (import_seconds("onebit.study"), math.nan)),
         Bench("cached make paper", "s", lambda _: (paper_seconds(), PAPER_BUDGET)),

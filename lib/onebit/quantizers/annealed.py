@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .estimators import Surrogate, sign
-from .weights import SCALE_BITS, WeightRule
+from .weights import SCALE_BITS, WeightRule, magnitude
 
 
 def annealed_power(share: float, end: float = 3.0) -> float:
@@ -88,4 +88,4 @@ class ReSTE(Annealed, WeightRule):
         return SCALE_BITS
 
     def forward(self, w: Tensor) -> Tensor:
-        return w.abs().mean() * sign(w, self.surrogate)
+        return magnitude(w).mean() * sign(w, self.surrogate)

@@ -103,11 +103,17 @@ def jobs(study: "Study") -> Iterator["Job"]:
         source = study.evaluation(run)
         yield Job(results.training_entry(run), partial(results.training, run))
         yield Job(results.samples_entry(run, source.request), partial(results.samples, run, source.request))
-        for family in families_of(row):
+        for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
+    source = study.evaluation(study.unet(recipes=("fp16",))[0])
+    yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
 
 
-def families_of(row: Ablation) -> tuple[str, ...]:
-    """The families of metrics a row is measured by; the panel of judges sees the headline rows alone."""
-    return FAMILIES + (("legibility",) if row.first == 1 else ())
+def families_of(row: Ablation, run: Run) -> tuple[str, ...]:
+    """The families of metrics a row is measured by.
+
+    The panel of judges sees the headline rows alone; only quantized students are compared with a teacher.
+    """
+    students = run.teacher is not None and run.recipe != "fp16"
+    return FAMILIES + ("legibility",) * (row.first == 1) + ("mimicry",) * students
