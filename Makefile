@@ -26,7 +26,7 @@ help:  ## this list
 
 paper: $(ENVIRONMENT)  ## every figure and table: compute what is missing, execute the notebooks
 	@choice=$$($(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS)); set -- $$choice; \
-	$(MAKE) --no-print-directory series DATASET=$$1 PROFILE=$$2
+	$(MAKE) --no-print-directory -j 2 series DATASET=$$1 PROFILE=$$2
 
 smoke: $(ENVIRONMENT)  ## the same at toy size, in minutes: every line runs, no number means anything
 	@$(MAKE) --no-print-directory paper PROFILE=smoke
@@ -37,7 +37,7 @@ series: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
 # a failed notebook stays beside its target under a dotted name, with its traceback
 $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
 	@mkdir -p $(@D)
-	$(PY) -m papermill --log-level WARNING --progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
+	$(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
 	@mv $(@D)/.$*.ipynb $@
 
 # the verdicts are read from the tables that the other notebooks write
@@ -58,7 +58,7 @@ bench: $(ENVIRONMENT)  ## measure speed on this machine and write figures/bench.
 
 site: $(ENVIRONMENT)  ## the executed notebooks as linked HTML pages, in build/site
 	@choice=$$($(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS)); set -- $$choice; \
-	$(MAKE) --no-print-directory series DATASET=$$1 PROFILE=$$2; \
+	$(MAKE) --no-print-directory -j 2 series DATASET=$$1 PROFILE=$$2; \
 	$(PY) -m onebit.publish site build/$$1/$$2 build/site
 
 publish: $(ENVIRONMENT)  ## executed notebooks of the reference study, and its claims, into notebooks/ and README.md

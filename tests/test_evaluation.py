@@ -1,5 +1,7 @@
 """Families of metrics as keyed results: recomputed from their parts, and controls that behave as they must."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,51 @@ def test_a_panel_agrees_on_digits_and_not_on_blends_or_noise(protocol):
     assert 0 < calibration["floor_after"][0] < 0.1  # nobody scores 0 on so few images
 
 
+@pytest.fixture
+def two_classes(protocol):
+    return Protocol(protocol.judge, reference=200, held_out=N, against="digits:01")
+
+
+def test_a_subset_is_measured_against_its_own_classes_by_the_judge_of_all(two_classes):
+    """From the parts: training images of two classes, as many of them searched as there, and the judge's labels."""
+    run = replace(TINY, dataset="digits:01")
+    found = evaluate("subset", Samples(run, SampleSpec("ddim", 4, N)), two_classes).estimates
+    images = results.samples(run, SampleSpec("ddim", 4, N))
+    train = data.load("digits:01").images
+    assert found["published_memorization"] == metrics.published_memorization(images, train, 100, 1437 // 12)
+    assert found["published_diversity"] == metrics.published_diversity(images, 100)
+    features, probabilities = look(results.judge(two_classes.judge), images)
+    real, _ = look(results.judge(two_classes.judge), data.load("digits:01").draw(200).images)
+    expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
+    assert found["frechet"].value == pytest.approx(expected, rel=1e-9)
+    assert found["in_subset"].value == pytest.approx((probabilities.argmax(1) < 2).double().mean().item())
+
+
+def test_controls_of_a_subset_are_of_its_classes_and_few_of_them_have_no_covariance(two_classes):
+    held_out, copies = (evaluate("subset", Control("digits:01", kind, N), two_classes).estimates
+                        for kind in ("held-out", "training"))
+    assert held_out["in_subset"].value > 0.9 and "frechet" not in held_out and "frechet" in copies
+    assert held_out["published_diversity"].n == len(data.load("digits:01", "test")) // 2
+    assert copies["published_memorization"].value < held_out["published_memorization"].value
+
+
+def test_a_limit_bounds_what_samples_are_compared_with(protocol):
+    """All copies of the limited set are found in it; of the whole set's images, the share that it holds."""
+    few = replace(protocol, against="digits@300", reference=300)
+    copies, others = (evaluate("neighbours", Control(name, "training", N), few).arrays
+                      for name in ("digits@300", "digits"))
+    assert (copies["distances"][:, 0] == 0).all()
+    assert (others["distances"][:, 0] == 0).mean() == pytest.approx(300 / 1437, abs=0.1)
+    assert copies["indices"].max() < 300
+
+
+def test_keys_say_what_is_compared_with_only_where_it_is_not_the_whole_set(protocol, two_classes):
+    whole, part = (evaluation.entry("headline", source, p) for source, p in (
+        (control("held-out"), protocol), (Control("digits:01", "held-out", N), two_classes)))
+    assert "against" not in whole.spec["protocol"] and part.spec["protocol"]["against"] == "digits:01"
+    assert part.name.startswith("evaluation-headline-digits-01-held-out-")  # no colon in the name of a folder
+
+
 def test_a_network_fits_what_it_was_trained_on_better(protocol):
     """A float U-Net on 16 images for 400 steps: the loss on them falls below that on images it never saw."""
     run = Run(dataset="digits@16", net="unet", width=8, steps=400, batch=16, lr=2e-3, precision="float32")
@@ -170,6 +217,10 @@ def test_what_cannot_be_measured_is_refused(protocol):
         evaluate("fid", control("held-out"), protocol)
     with pytest.raises(ValueError, match="the judge of digits: train one for it"):
         evaluate("headline", Control("mnist", "held-out", N), protocol)
+    with pytest.raises(ValueError, match="compare like with like, against='digits:01'"):
+        evaluate("subset", Control("digits:01", "held-out", N), protocol)
+    with pytest.raises(ValueError, match="name a part of digits"):
+        replace(protocol, against="mnist:01")
     with pytest.raises(ValueError, match=r"unknown control 'blurry'.*held-out"):
         control("blurry")
     with pytest.raises(ValueError, match=r"unknown path 'straight'.*latent"):

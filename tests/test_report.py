@@ -11,6 +11,7 @@ from onebit import claims, paths, plots
 from onebit.metrics import Estimate
 from onebit.report import Report
 from onebit.study import Run, Study
+from onebit.study.profiles import RESUNET_RECIPES, UNET_RECIPES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,9 +61,8 @@ def test_a_mosaic_keeps_reading_order():
 
 
 def test_every_recipe_has_its_colour():
-    from onebit.recipes import RECIPES
-
-    assert set(plots.COLOURS) == set(RECIPES) | {"memorizer", "control"}
+    
+    assert set(plots.COLOURS) == {*RESUNET_RECIPES, *UNET_RECIPES, "memorizer", "control"}
 
 
 def test_intervals_draw_a_row_per_arm_and_a_dot_per_seed():

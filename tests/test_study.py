@@ -12,7 +12,7 @@ import torch
 
 from onebit import data
 from onebit.errors import DataUnavailable
-from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engine, results, tables
+from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engine, evaluation, results, tables
 from onebit.study.__main__ import main
 from onebit.study.profiles import Job
 
@@ -111,6 +111,39 @@ def test_the_grid_holds_every_arm_of_the_study_once(profile, dataset):
     names = [job.entry.name for job in study.jobs()]
     assert len(names) == len(set(names))
     assert len({run.width for run in study.resunet()}) == 1
+
+
+@pytest.mark.parametrize(("family", "kind", "key"), [
+    ("headline", "held-out", "f9176462b93a"), ("distribution", "blend", "f1d1e6865c5d"),
+])
+def test_the_keys_of_measurements_are_pinned(family, kind, key):
+    """As released: a field added to the protocol, a control or a sample request must not orphan them."""
+    study = Study.named("laptop", "mnist")
+    assert evaluation.entry(family, study.control(kind), study.protocol).key == key
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_grid_measures_every_arm_of_a_subset_beside_its_controls_and_the_published_sampler(profile):
+    study = Study.named(profile, "mnist")
+    names = {job.entry.name for job in study.jobs()}
+    for subset in (":01", ":1"):
+        sources = [*study.subset_controls(subset), *map(study.evaluation, study.resunet(subset))]
+        assert {evaluation.entry("subset", source, study.subset_protocol(subset)).name for source in sources} <= names
+        assert study.subset_protocol(subset).judge == study.judges[0]  # the judge of all classes
+    for run in study.solver_runs:
+        request = study.ancestral(run).request
+        assert (request.sampler, request.n) == ("ddpm", study.profile.solver_samples)
+        assert request.steps == (10 if profile == "smoke" else 1_000)
+        assert evaluation.entry("headline", study.ancestral(run), study.protocol).name in names
+
+
+def test_smoke_compares_with_few_training_images_and_the_other_profiles_with_all():
+    smoke, laptop = (Study.named(profile, "mnist") for profile in ("smoke", "laptop"))
+    assert smoke.protocol.dataset == "mnist@2000" and smoke.subset_protocol(":1").dataset == "mnist:1@2000"
+    assert laptop.protocol.dataset == "mnist" and laptop.subset_protocol(":1").dataset == "mnist:1"
+    assert Study.named("smoke", "digits").protocol.dataset == "digits"  # which has fewer
+    assert smoke.protocol.control in smoke.controls and smoke.evaluation(smoke.memorizer).dataset == "mnist"
+    assert all(0 < run.steps < 60 for run in smoke.all_runs)
 
 
 def test_a_run_is_trained_and_sampled_from_keyed_results(home):

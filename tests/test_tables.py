@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from onebit import claims
+from onebit.metrics import Estimate
 from onebit.study import Control, Run, Samples, SampleSpec, Study, Walk, tables
 
 
@@ -48,8 +50,42 @@ def test_an_arm_that_was_not_measured_is_an_error():
         tables.compare(frame(fp16=[1.0], one=[2.0]), "d", "unet", "two")
 
 
+def test_a_subset_is_compared_within_itself():
+    whole, ones = frame(fp16=[1.0], one=[2.0]), frame(fp16=[1.0], one=[3.0]).assign(subset="1")
+    both = pd.concat([whole, ones])
+    assert tables.compare(both, "d", "unet", "one", subset="1").value == pytest.approx(3)
+    assert tables.compare(both, "d", "unet", "one").value == pytest.approx(2)
+    assert tables.arm_mean(both, "d", "unet", "one", subset="1").value == 3
+
+
+def test_a_tally_counts_parts_that_keep_all_bounds_by_value_for_sure_and_possibly():
+    """Sure; by value but not for sure; possible although the value is below; impossible by its second bound."""
+    def e(value, low, high, n=2):
+        return Estimate(value, low, high, n, "")
+
+    sure, likely, possible = e(1.5, 1.2, 1.8), e(1.1, 0.8, 1.4), e(0.9, 0.7, 1.1)
+    parts = [[(sure, 1), (sure, 1.2)], [(sure, 1), (likely, 1)], [(possible, 1)], [(sure, 1), (possible, 1.2)]]
+    counted = tables.tally(parts, "parts")
+    assert (counted.value, counted.low, counted.high, counted.n) == (2, 1, 3, 2)
+    assert claims.by_threshold(tables.tally(parts[:1], ""), at_least=1) == claims.REPRODUCED
+    assert claims.by_threshold(tables.tally(parts[1:2], ""), at_least=1) == claims.NOT_REPRODUCED
+    assert claims.by_threshold(tables.tally(parts[3:], ""), at_least=1) == claims.CONTRADICTED
+    once = tables.tally([[(sure, 1)], [(e(2.0, np.nan, np.nan, 1), 1)]], "parts")
+    assert once.value == 2 and claims.by_threshold(once, at_least=2) == "not testable here (one seed)"
+
+
+def test_rows_of_a_subset_name_it_for_arms_and_controls(monkeypatch):
+    from onebit.study.evaluation import Measured
+
+    study = Study.named("smoke", "mnist")
+    monkeypatch.setattr(Study, "evaluate", lambda *_: Measured({"d": Estimate(1.0, 0.5, 2.0, 9, "p")}, {}))
+    sources = [study.subset_controls(":01")[0], study.evaluation(study.resunet(":01")[0]), study.control("training")]
+    rows = tables.measured(study, "subset", sources)
+    assert rows.subset.tolist() == ["01", "01", tables.WHOLE]
+    assert rows.arm.tolist() == ["held-out", "resunet fp16", "training"]
+
+
 def test_rows_name_runs_controls_paths_and_the_memorizer(monkeypatch):
-    from onebit.metrics import Estimate
     from onebit.study.evaluation import Measured
 
     study = Study.named("smoke", "digits")

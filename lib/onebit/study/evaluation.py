@@ -24,16 +24,31 @@ class Protocol:
     judge       the feature network;  more_judges: the same trained from other seeds
     reference   training images, drawn at random, that distributions are compared with
     held_out    test images, drawn at random, of the control that shows what a perfect generator would score
+    against     the data set of all these images, where it is not the judge's whole one: some of its classes, or images
+
+    Raises      ValueError for a judge and images of different data sets.
     """
 
     judge: JudgeSpec
     more_judges: tuple[JudgeSpec, ...] = ()
     reference: int = 10_000
     held_out: int = 2_000
+    against: str = ""
+
+    def __post_init__(self):
+        if data.parse(self.dataset).base != self.judge.dataset:
+            raise ValueError(f"the judge is of {self.judge.dataset}, against is {self.against!r}: name a part of "
+                             f"{self.judge.dataset}, or nothing")
 
     @property
     def dataset(self) -> str:
-        return self.judge.dataset
+        """What samples are compared with, as a name for `data.load`."""
+        return self.against or self.judge.dataset
+
+    @property
+    def spec(self) -> dict:
+        """What results are keyed by; without `against` it reads as it did before there was any."""
+        return {name: value for name, value in asdict(self).items() if name != "against" or value}
 
     @property
     def control(self) -> Control:
@@ -50,20 +65,25 @@ class Measured(NamedTuple):
 
 # families of metrics, functions in families.py; +1 whenever the same request would give other numbers
 VERSIONS = {"headline": 1, "neighbours": 1, "memorization": 1, "manifold": 1, "overfitting": 1, "distribution": 1,
-            "texture": 1, "legibility": 1, "walking": 1}
+            "texture": 1, "legibility": 1, "walking": 1, "subset": 1, "activity": 1,
+            "mimicry": 1}
 
 
 def entry(name: str, source, protocol: Protocol) -> Entry:
     """Name and key of a family's measurements.
 
-    Raises    ValueError for an unknown family, or a source of another data set than the judge's.
+    Raises    ValueError for an unknown family, or a source of another data set or other classes than the protocol's.
     """
     if name not in VERSIONS:
         unknown("family of metrics", name, VERSIONS)
-    if source.dataset != protocol.dataset:
+    theirs, ours = data.parse(source.dataset), data.parse(protocol.dataset)
+    if theirs.base != ours.base:
         raise ValueError(f"{source.label} is of {source.dataset}, the judge of {protocol.dataset}: train one for it")
+    if theirs.classes != ours.classes:
+        raise ValueError(f"{source.label} is of {source.dataset}, the protocol of {protocol.dataset}: compare like "
+                         f"with like, against={source.dataset!r}")
     return Entry("evaluation", f"{name}-{source.label}", {
-        "family": name, "version": VERSIONS[name], "source": source.spec, "protocol": asdict(protocol),
+        "family": name, "version": VERSIONS[name], "source": source.spec, "protocol": protocol.spec,
     })
 
 
@@ -91,12 +111,14 @@ def read(folder: Path) -> Measured:
 
 
 @lru_cache(maxsize=16)
-def real_features(judge: JudgeSpec, n: int, seed: int = 0, cutoff: float = 0.0, wait: bool = True) -> NDArray:
+def real_features(
+    judge: JudgeSpec, dataset: str, n: int, seed: int = 0, cutoff: float = 0.0, wait: bool = True
+) -> NDArray:
     """The judge's features (n, 128) of training images drawn at random, low-passed first if there is a cut-off."""
     from ..judge import look
     from ..metrics import low_pass
 
-    images = data.load(judge.dataset, "train").draw(n, seed).images
+    images = data.load(dataset, "train").draw(n, seed).images
     features, _ = look(results.judge(judge, wait), low_pass(images, cutoff) if cutoff else images)
     return features.numpy()
 

@@ -8,12 +8,15 @@ from .. import data, metrics
 from ..diffusion import image_losses
 from ..judge import look, look_spatially
 from ..metrics import Gaussian
+from ..metrics.estimate import share
 from ..panel import knn_labels, logistic_probabilities
 from . import results
+from .activity import activity, mimicry  # noqa: F401 - two of the families
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
 from .sources import Samples, Source, Walk
 
-PUBLISHED_SHARE = 12  # of the training images, one in so many is searched: 5,000 of MNIST's 60,000 in source 000
+PUBLISHED_SHARE = 12  # of all classes' training images, as many as one in twelve are searched: 5,000 in source 000
+PUBLISHED_SAMPLES = 100  # of which memorization and diversity are computed, source 000
 PUBLISHED_FRECHET = 2_000  # images on either side, source 000
 PUBLISHED_CONFIDENCE = 1_000
 CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.3)  # cycles per pixel; 0.5 is the finest a pixel grid holds
@@ -22,6 +25,7 @@ LOSS_TIMESTEPS = tuple(range(50, 1_000, 100))  # ten, evenly spread
 VENDI = 1_000  # images; the score grows with their number
 PAIRS = 10  # closest pairs kept as pictures
 MANIFOLD_DRAW = 2  # real images drawn anew, apart from those of the other distances
+FRECHET_LEAST = 140  # images whose 128 features, a twentieth left out, still have a covariance
 FRECHET_SIZES = 6  # sample sizes of the bias curve
 STRIPS, STRIP = 6, 40  # walks kept as pictures; frames of each
 
@@ -29,17 +33,17 @@ STRIPS, STRIP = 6, 40  # walks kept as pictures; frames of each
 def headline(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """The two numbers every arm has: Fréchet distance to training images, and the judge's confidence."""
     features, probabilities = seen(source, protocol.judge, wait)
-    real = Gaussian.fit(real_features(protocol.judge, protocol.reference, wait=wait))
+    real = Gaussian.fit(real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait))
     return Measured({"frechet": metrics.frechet(features, real),
                      "judge_confidence": metrics.confidence(probabilities)}, {})
 
 
 def neighbours(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """Exact nearest training images, among all of them, in pixels and in the judge's features."""
-    train, images = data.load(source.dataset, "train"), source.images(wait)
+    train, images = data.load(protocol.dataset, "train"), source.images(wait)
     distances, indices = metrics.nearest(images, train.images, k=2)
     features, _ = seen(source, protocol.judge, wait)
-    everything = real_features(protocol.judge, len(train), wait=wait)
+    everything = real_features(protocol.judge, protocol.dataset, len(train), wait=wait)
     judged, _ = metrics.nearest(features, everything, k=1)
     gap = metrics.other_gap(indices[:, 0], train.images)
     return Measured({}, {"distances": distances, "indices": indices, "gap": gap, "judge_distances": judged[:, 0]})
@@ -47,7 +51,7 @@ def neighbours(source: Source, protocol: Protocol, wait: bool) -> Measured:
 
 def memorization(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """Does it copy, and does it repeat itself?"""
-    train, images = data.load(source.dataset, "train").images, source.images(wait)
+    train, images = data.load(protocol.dataset, "train").images, source.images(wait)
     near = evaluate("neighbours", source, protocol, wait).arrays
     held_out = evaluate("neighbours", protocol.control, protocol, wait).arrays
     threshold = np.percentile(held_out["distances"][:, 0], 1)
@@ -55,9 +59,8 @@ def memorization(source: Source, protocol: Protocol, wait: bool) -> Measured:
     labels = probabilities.argmax(1)
     first, second = near["distances"].T
     order = np.argsort(first / np.maximum(second, np.finfo(float).tiny), kind="stable")[:PAIRS]
-    subset = len(train) // PUBLISHED_SHARE
     return Measured({
-        "published_memorization": metrics.published_memorization(images, train, subset=subset),
+        "published_memorization": metrics.published_memorization(images, train, subset=_searched(protocol)),
         "nn_distance": metrics.nn_distance(near["distances"][:, 0]),
         "nn_distance_judge": metrics.nn_distance(near["judge_distances"]),
         "distance_ratio": metrics.distance_ratio(near["distances"]),
@@ -71,8 +74,14 @@ def memorization(source: Source, protocol: Protocol, wait: bool) -> Measured:
         "pair_train": train[near["indices"][order, 0]].numpy()})
 
 
+def _searched(protocol: Protocol) -> int:
+    """How many training images the published score searches: 5,000 of MNIST's, be they of ten classes or of one."""
+    base, _, limit = data.parse(protocol.dataset)
+    return (limit or data.train_size(base)) // PUBLISHED_SHARE
+
+
 def _reference_head(protocol: Protocol, wait: bool) -> np.ndarray:
-    return real_features(protocol.judge, protocol.reference, wait=wait)[:VENDI]
+    return real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait)[:VENDI]
 
 
 def _class_diversity(images: Tensor, labels: np.ndarray) -> np.ndarray:
@@ -86,12 +95,30 @@ def _class_diversity(images: Tensor, labels: np.ndarray) -> np.ndarray:
     return np.array(rows).reshape(-1, 5)
 
 
+def subset(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """What the studies of one and two classes ask: the published scores, the headline, and whether classes are kept."""
+    train, images = data.load(protocol.dataset, "train").images, source.images(wait)
+    features, probabilities = seen(source, protocol.judge, wait)
+    n = min(PUBLISHED_SAMPLES, len(images) // 2)  # of a small class there are few held-out images to draw from
+    inside = np.isin(probabilities.argmax(1), data.parse(protocol.dataset).classes)
+    estimates = {
+        "published_memorization": metrics.published_memorization(images, train, n, _searched(protocol)),
+        "published_diversity": metrics.published_diversity(images, n),
+        "judge_confidence": metrics.confidence(probabilities),
+        "in_subset": share(inside, "share judged as one of the subset's classes"),
+    }
+    if len(images) >= FRECHET_LEAST:
+        real = Gaussian.fit(real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait))
+        estimates["frechet"] = metrics.frechet(features, real)
+    return Measured(estimates, {})
+
+
 def overfitting(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     """The network's own loss on images it was trained on, and on images it was not: same noise, same timesteps."""
     model = results.weights(source.run, wait=wait)
-    n = min(LOSS_IMAGES, data.train_size(source.run.dataset))
+    n = min(LOSS_IMAGES, data.train_size(source.run.dataset), protocol.held_out)
     trained = _losses(model, data.load(source.run.dataset, "train").draw(n).images)
-    held_out = _losses(model, data.load(source.dataset, "test").draw(n).images)
+    held_out = _losses(model, data.load(protocol.dataset, "test").draw(n).images)
     text = f"noise MSE, mean over {len(LOSS_TIMESTEPS)} timesteps"
     return Measured({
         "training_loss": metrics.bootstrap(trained, f"{text}, {n} training images"),
@@ -116,14 +143,14 @@ def _losses(model: torch.nn.Module, images: Tensor) -> np.ndarray:
 def manifold(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """Precision, recall, density and coverage against as many training images, in the judge's features."""
     features, _ = seen(source, protocol.judge, wait)
-    real = real_features(protocol.judge, len(features), MANIFOLD_DRAW, wait=wait)
+    real = real_features(protocol.judge, protocol.dataset, len(features), MANIFOLD_DRAW, wait=wait)
     return Measured(metrics.manifold(real, features), {})
 
 
 def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """Every distance between distributions, by every judge, and what classes are covered."""
     features, probabilities = seen(source, protocol.judge, wait)
-    real = real_features(protocol.judge, protocol.reference, wait=wait)
+    real = real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait)
     gaussian, relu = Gaussian.fit(real), Gaussian.fit(real.clip(min=0))
     sizes = metrics.curve_sizes(len(features), features.shape[1], FRECHET_SIZES)
     n = min(PUBLISHED_FRECHET, len(real))
@@ -138,7 +165,7 @@ def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
         "class_entropy": metrics.class_entropy(labels),
     }
     for other in protocol.more_judges:
-        theirs = Gaussian.fit(real_features(other, protocol.reference, wait=wait))
+        theirs = Gaussian.fit(real_features(other, protocol.dataset, protocol.reference, wait=wait))
         estimates[f"frechet_judge{other.seed}"] = metrics.frechet(seen(source, other, wait)[0], theirs)
     estimates["spatial_frechet"] = _spatial(source, protocol, wait)
     curve = np.array(metrics.frechet_curve(features, gaussian, sizes))
@@ -148,7 +175,7 @@ def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
 def _spatial(source: Source, protocol: Protocol, wait: bool) -> metrics.Estimate:
     """sFID's idea: the Fréchet distance of a feature map that still knows where things are."""
     judge = results.judge(protocol.judge, wait)
-    train = data.load(source.dataset, "train").draw(protocol.reference).images
+    train = data.load(protocol.dataset, "train").draw(protocol.reference).images
     real = Gaussian.fit(look_spatially(judge, train))
     return metrics.frechet(look_spatially(judge, source.images(wait)), real)
 
@@ -160,7 +187,8 @@ def texture(source: Source, protocol: Protocol, wait: bool) -> Measured:
     estimates = {"grey_share": metrics.grey_share(images), "stroke_width": metrics.stroke_width(images)}
     for cutoff in CUTOFFS:
         estimates[f"high_share_{cutoff:g}"] = metrics.high_share(images, cutoff)
-        real = Gaussian.fit(real_features(protocol.judge, protocol.reference, cutoff=cutoff, wait=wait))
+        blurred = real_features(protocol.judge, protocol.dataset, protocol.reference, cutoff=cutoff, wait=wait)
+        real = Gaussian.fit(blurred)
         features, _ = look(results.judge(protocol.judge, wait), metrics.low_pass(images, cutoff))
         estimates[f"frechet_below_{cutoff:g}"] = metrics.frechet(features, real)
     widths = metrics.stroke_widths(images)
@@ -175,10 +203,10 @@ def legibility(source: Source, protocol: Protocol, wait: bool) -> Measured:
     images = source.images(wait)
     features, probabilities = seen(source, protocol.judge, wait)
     calibrated = results.calibrated(protocol.judge, features, wait)
-    train = data.load(source.dataset, "train")
+    train = data.load(protocol.dataset, "train")
     labels = np.stack([
         probabilities.argmax(1),
-        logistic_probabilities(images, *results.logistic(source.dataset, wait)).argmax(1),
+        logistic_probabilities(images, *results.logistic(protocol.dataset, wait)).argmax(1),
         knn_labels(images, train),
     ])
     return Measured({

@@ -27,10 +27,12 @@ SOLVERS = ("ddim", "pndm", "dpm-solver++")
 class Profile:
     """A size of the study.
 
-    resunet_epochs   passes over each subset, in the order of SUBSETS
+    resunet_epochs   passes over each subset, in the order of SUBSETS; not always whole ones
     *_seeds          of the ten-class arms of each net, and of the ResUNet's two- and one-class arms
     protocols        training protocols by name, as changes to a Run; the first is the one the headline arms use
-    samples          per arm, for metrics; grid_steps: steps of the published ancestral sampler in the picture grids
+    samples          per arm, for metrics; subset_samples: per arm on fewer classes
+    grid_steps       steps of the published ancestral sampler, in the picture grids and among the samplers compared
+    train_limit      training images that samples are compared with (0: all of them)
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
     solver_*         samples and numbers of steps at which samplers are compared
@@ -41,7 +43,7 @@ class Profile:
     name: str
     resunet_width: int
     unet_width: int
-    resunet_epochs: tuple[int, int, int]
+    resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
     resunet_seeds: tuple[int, ...]
@@ -63,6 +65,8 @@ class Profile:
     ablation_repeated: int
     ablation_rows: int
     batch: int = 128
+    subset_samples: int = 500
+    train_limit: int = 0
 
 
 MODERN = {"lr": 2e-3, "warmup": 200, "decay": "cosine", "ema": 0.999}
@@ -71,11 +75,12 @@ PUBLISHED = {"lr": 1e-3}  # Adam, constant rate, no averaging
 PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
-        name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(1, 1, 1), unet_steps=40,
+        name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(0.1, 0.3, 0.6), unet_steps=40,
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
-        samples=200, sample_steps=5, grid_steps=10, judge_images=2_000, judge_epochs=1, reference_images=1_000,
+        samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ablation_steps=10, ablation_seeds=1, ablation_repeated=3, ablation_rows=3,
+        subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
@@ -93,14 +98,15 @@ PROFILES = {
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
         ablation_steps=10_000, ablation_seeds=3, ablation_repeated=3, ablation_rows=3,
+        subset_samples=2_000,
     ),
 }
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
-    "smoke": {"samples": 160, "judge_images": 0, "judge_epochs": 2},
+    "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
         "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
-        "walk_frames": 60, "solver_samples": 200, "solver_steps": (5, 10, 20),
+        "walk_frames": 40, "solver_samples": 200, "solver_steps": (5, 10, 20), "subset_samples": 200,
         "ablation_steps": 100, "ablation_rows": 1,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
@@ -138,7 +144,7 @@ class Study:
         p = self.profile
         epochs = p.resunet_epochs[SUBSETS.index(subset)]
         name = self.dataset + subset
-        steps = max(1, data.train_size(name) // p.batch) * epochs
+        steps = max(1, int(max(1, data.train_size(name) // p.batch) * epochs))
         base = Run(dataset=name, net="resunet", width=p.resunet_width, steps=steps, batch=p.batch)
         return self._arms(base, recipes, p.subset_seeds if subset else p.resunet_seeds, p.protocols)
 
@@ -171,15 +177,32 @@ class Study:
         size = self.profile
         return [JudgeSpec(self.dataset, size.judge_images, size.judge_epochs, seed) for seed in JUDGE_SEEDS]
 
+    def compared(self, subset: str = "") -> str:
+        """Name of the training images that samples are compared with: no more than the profile allows."""
+        name, limit = self.dataset + subset, self.profile.train_limit
+        return f"{name}@{limit}" if 0 < limit < data.train_size(name) else name
+
+    def subset(self, dataset: str) -> str:
+        """The one of SUBSETS that a data set's name holds."""
+        return dataset.partition("@")[0].removeprefix(self.dataset)
+
     @property
     def protocol(self) -> Protocol:
         """How the profile measures."""
-        reference = min(self.profile.reference_images, data.train_size(self.dataset))
-        return Protocol(self.judges[0], tuple(self.judges[1:]), reference, self.profile.samples)
+        return self.subset_protocol("")
+
+    def subset_protocol(self, subset: str) -> Protocol:
+        """The same against the images of a class subset, judged by the judge of all classes."""
+        size, against = self.profile, self.compared(subset)
+        return Protocol(
+            self.judges[0], () if subset else tuple(self.judges[1:]),
+            min(size.reference_images, data.train_size(against)), size.subset_samples if subset else size.samples,
+            against if against != self.dataset else "")
 
     def evaluation(self, run: Run, average: bool = False) -> Samples:
         """The samples of a run that metrics are computed on."""
-        return Samples(run, SampleSpec("ddim", self.profile.sample_steps, self.profile.samples, average=average))
+        n = self.profile.subset_samples if self.subset(run.dataset) else self.profile.samples
+        return Samples(run, SampleSpec("ddim", self.profile.sample_steps, n, average=average))
 
     @property
     def grid(self) -> SampleSpec:
@@ -188,7 +211,11 @@ class Study:
 
     def control(self, kind: str, level: float = 0.0) -> Control:
         """A control of as many images as every arm has samples."""
-        return Control(self.dataset, kind, self.profile.samples, level)
+        return Control(self.compared(), kind, self.profile.samples, level)
+
+    def subset_controls(self, subset: str) -> list[Control]:
+        """Images of a class subset that nobody learned from, and images that samples are compared with."""
+        return [Control(self.compared(subset), kind, self.profile.subset_samples) for kind in ("held-out", "training")]
 
     @property
     def controls(self) -> list[Control]:
@@ -211,6 +238,10 @@ class Study:
         """The samples of a run by another sampler or number of steps."""
         return Samples(run, SampleSpec(sampler, steps, self.profile.solver_samples))
 
+    def ancestral(self, run: Run) -> Samples:
+        """As many samples by the published sampler, with all its steps: what the others are measured by."""
+        return self.solver(run, "ddpm", self.profile.grid_steps)
+
     @property
     def walkers(self) -> list[Run]:
         """The runs whose latent walks are measured: the trained ones on ten classes."""
@@ -222,8 +253,8 @@ class Study:
         return Walk(run, size.walk_pairs, size.walk_frames, size.sample_steps, path=path)
 
     def evaluate(self, family: str, source: Source | Walk, wait: bool = True) -> Measured:
-        """A family of metrics on a source, under this profile's protocol."""
-        return evaluation.evaluate(family, source, self.protocol, wait)
+        """A family of metrics on a source, under this profile's protocol for the source's classes."""
+        return evaluation.evaluate(family, source, self.subset_protocol(self.subset(source.dataset)), wait)
 
     def jobs(self) -> list[Job]:
         """Every result the notebooks show, once, in the order in which it pays to compute them."""
@@ -233,12 +264,14 @@ class Study:
         for spec in self.judges:
             yield Job(results.judge_entry(spec), partial(results.judge, spec))
         yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
-        yield Job(results.logistic_entry(self.dataset), partial(results.logistic, self.dataset))
+        yield Job(results.logistic_entry(self.compared()), partial(results.logistic, self.compared()))
         yield Job(results.calibration_entry(self.judges[0]), partial(results.calibration, self.judges[0]))
         yield self._measuring("neighbours", self.protocol.control)
         for control in self.controls:
             for family in ("headline", *FAMILIES):
                 yield self._measuring(family, control)
+        for control in [control for subset in SUBSETS[1:] for control in self.subset_controls(subset)]:
+            yield self._measuring("subset", control)
         for run in self.all_runs:
             yield from self._run_jobs(run)
         for run in self.solver_runs:
@@ -247,6 +280,8 @@ class Study:
             for sampler in SOLVERS:
                 for steps in self.profile.solver_steps:
                     yield self._measuring("headline", self.solver(run, sampler, steps))
+            yield self._sampling(run, self.ancestral(run).request)
+            yield self._measuring("headline", self.ancestral(run))
         yield from ablations.jobs(self)
 
     def _run_jobs(self, run: Run) -> Iterator[Job]:
@@ -254,6 +289,9 @@ class Study:
             yield Job(results.training_entry(run), partial(results.training, run))
         if run != self.memorizer:
             yield self._sampling(run, self.grid)
+        if self.subset(run.dataset):
+            yield self._sampling(run, self.evaluation(run).request)
+            yield self._measuring("subset", self.evaluation(run))
         if run not in self.arms:
             return
         averaged = run.ema and run == run.trained and run != self.memorizer
@@ -275,7 +313,8 @@ class Study:
         return Job(results.samples_entry(run, request), partial(results.samples, run, request))
 
     def _measuring(self, family: str, source: Source | Walk) -> Job:
-        return Job(evaluation.entry(family, source, self.protocol), partial(self.evaluate, family, source))
+        protocol = self.subset_protocol(self.subset(source.dataset))
+        return Job(evaluation.entry(family, source, protocol), partial(self.evaluate, family, source))
 
     @staticmethod
     def _arms(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:

@@ -26,8 +26,8 @@ class Samples:
 
     @property
     def dataset(self) -> str:
-        """The whole data set the run learned from, or a subset or part of."""
-        return data.parse(self.run.dataset).base
+        """The data set or the classes that the run learned from, or learned some images of."""
+        return self.run.dataset.partition("@")[0]
 
     @property
     def label(self) -> str:
@@ -61,7 +61,8 @@ class Control:
 
     @property
     def label(self) -> str:
-        return f"{self.dataset}-{self.kind}" + (f"-{self.level:g}" if self.level else "")
+        dataset = self.dataset.replace(":", "-").replace("@", "-only")  # as in Run.label: no colon in a folder's name
+        return f"{dataset}-{self.kind}" + (f"-{self.level:g}" if self.level else "")
 
     @property
     def spec(self) -> dict:
@@ -154,7 +155,7 @@ class Walk:
 
     @property
     def dataset(self) -> str:
-        return data.parse(self.run.dataset).base
+        return self.run.dataset.partition("@")[0]
 
     @property
     def label(self) -> str:

@@ -55,7 +55,8 @@ def metric_table(study: Study) -> pd.DataFrame:
 def measured(study: Study, family: str, sources: Iterable[Source | Walk]) -> pd.DataFrame:
     """Every estimate of a family on every source, one row each: what it was measured on, metric, value, low, high, n.
 
-    Runs are named by net, recipe, ... as everywhere, controls by `control` and `level`; `arm` names both for figures.
+    Runs are named by net, recipe, ... as everywhere, controls by `control`, `level` and subset; `arm` names both for
+    figures.
     """
     return pd.concat([_measured(study, family, source) for source in sources], ignore_index=True)
 
@@ -66,26 +67,26 @@ def _measured(study: Study, family: str, source: Source | Walk) -> pd.DataFrame:
             for name, e in found.items()]
     if isinstance(source, Control):
         who = {"arm": source.kind + (f" {source.level:g}" if source.level else ""), "control": source.kind,
-               "level": source.level}
+               "level": source.level, "subset": study.subset(source.dataset).removeprefix(":") or WHOLE}
     else:
         who = names(source.run)
-        who |= {"arm": f"{who['net']} {who['recipe']}" if source.run in study.ten_class else "memorizer"}
+        who |= {"arm": "memorizer" if source.run == study.memorizer else f"{who['net']} {who['recipe']}"}
         if isinstance(source, Walk):
             who |= {"path": source.path}
     return pd.DataFrame(rows).assign(**who)
 
 
 def compare(
-    frame: pd.DataFrame, metric: str, net: str, arm: str, control: str = "fp16", ratio: bool = True
+    frame: pd.DataFrame, metric: str, net: str, arm: str, control: str = "fp16", ratio: bool = True, subset: str = WHOLE
 ) -> Estimate:
-    """One recipe against another on the same net and whole data set, paired by seed: their ratio, or difference.
+    """One recipe against another on the same net and images, paired by seed: their ratio, or difference.
 
     `frame` holds rows of `measured`; of several training protocols the first counts.  A ratio is averaged in
     logarithms, so that a over b is the inverse of b over a.
 
     Raises    KeyError if an arm has no such metric.
     """
-    rows = frame[(frame.net == net) & (frame.subset == WHOLE) & (frame.metric == metric)]
+    rows = frame[(frame.net == net) & (frame.subset == subset) & (frame.metric == metric)]
     rows = rows[rows.protocol == rows.protocol.iloc[0]]
     values = rows.pivot(index="seed", columns="recipe", values="value")
     a, b = values[arm], values[control]
@@ -96,15 +97,30 @@ def compare(
     return replace(e, value=math.exp(e.value), low=math.exp(e.low), high=math.exp(e.high))
 
 
-def seed_values(frame: pd.DataFrame, metric: str, net: str, arm: str) -> np.ndarray:
+def tally(parts: Iterable[Iterable[tuple[Estimate, float]]], protocol: str) -> Estimate:
+    """How many parts keep all their lower bounds: by value, and, as an interval, for sure and possibly.
+
+    `parts` holds (estimate, lower bound) pairs, some for each part.  Without an interval in one of them there is none
+    for the count, and its n is the smallest of theirs, so that a rule can say why.
+    """
+    parts = [list(part) for part in parts]
+    value, low, high = (sum(all(getattr(e, end) >= bound for e, bound in part) for part in parts)
+                        for end in ("value", "low", "high"))
+    estimates = [e for part in parts for e, _ in part]
+    if any(math.isnan(e.low) for e in estimates):
+        low = high = math.nan
+    return Estimate(value, low, high, min(e.n for e in estimates), protocol)
+
+
+def seed_values(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str = WHOLE) -> np.ndarray:
     """One recipe's metric by training seed, in their order; of several training protocols the first counts."""
-    rows = frame[(frame.net == net) & (frame.subset == WHOLE) & (frame.recipe == arm) & (frame.metric == metric)]
+    rows = frame[(frame.net == net) & (frame.subset == subset) & (frame.recipe == arm) & (frame.metric == metric)]
     return rows[rows.protocol == rows.protocol.iloc[0]].sort_values("seed").value.to_numpy()
 
 
-def arm_mean(frame: pd.DataFrame, metric: str, net: str, arm: str) -> Estimate:
+def arm_mean(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str = WHOLE) -> Estimate:
     """Mean and interval over training seeds of `seed_values`."""
-    return over_seeds(seed_values(frame, metric, net, arm), f"{metric}: {net} {arm}")
+    return over_seeds(seed_values(frame, metric, net, arm, subset), f"{metric}: {net} {arm}")
 
 
 def cost_table(runs: Iterable[Run]) -> pd.DataFrame:
