@@ -89,7 +89,7 @@ def test_two_labels_are_compared_by_the_seeds_both_have():
 
 def test_final_terms_average_the_last_tenth(monkeypatch):
     run = budget(STUDY)
-    log = pd.DataFrame({"step": range(1, 11), "loss": range(10), "noise_loss": [0.5] * 9 + [2.0], "penalty": 1.0})
+    log = pd.DataFrame({"step": range(1, 11), "loss": [9.0] * 9 + [3.0], "penalty": 1.0})
     monkeypatch.setattr(ablation_tables.results, "loss_log", lambda run: log.assign(step=log.step * run.steps / 10))
     assert ablation_tables.final_terms(run) == {"loss": 2.0, "penalty": 1.0}
 

@@ -61,7 +61,6 @@ def test_a_mosaic_keeps_reading_order():
 
 
 def test_every_recipe_has_its_colour():
-    
     assert set(plots.COLOURS) == {*RESUNET_RECIPES, *UNET_RECIPES, "memorizer", "control"}
 
 

@@ -19,6 +19,7 @@ METRICS = {  # column -> (family, name there)
     "inception_score": ("distribution", "inception_score"),
 }
 PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
+ADDED = ("penalty", "distillation")  # columns of a log: terms of the objective beside the noise loss
 FINAL_SHARE = 0.1  # of the steps, over which a final loss is averaged
 
 
@@ -51,8 +52,12 @@ def final_terms(run: Run) -> dict[str, float]:
     """Mean over the last tenth of training of the noise loss, and of what was added to it."""
     log = results.loss_log(run)
     last = log[log.step > (1 - FINAL_SHARE) * run.steps]
-    terms = {"loss": last["noise_loss" if "noise_loss" in last else "loss"].mean()}
-    return terms | {name: last[name].mean() for name in ("penalty", "distillation") if name in last}
+    return {"loss": noise_loss(last).mean()} | {name: last[name].mean() for name in ADDED if name in last}
+
+
+def noise_loss(log: pd.DataFrame) -> pd.Series:
+    """The logged loss less what was added to it.  (The log's own `noise_loss` is of one batch, its `loss` of twenty.)"""
+    return log.loss - sum(log[name].fillna(0) for name in ADDED if name in log)
 
 
 def table(study: Study, name: str) -> pd.DataFrame:
@@ -84,8 +89,8 @@ def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estim
 
 
 def curves(study: Study, labels: Iterable[str]) -> pd.DataFrame:
-    """The logged losses of some labels, at every seed: label, seed, step, loss and its parts."""
+    """The logged losses of some labels, at every seed: label, seed, step, noise (the noise loss), loss and its parts."""
     wanted = set(labels)
-    logs = [results.loss_log(run).assign(label=row.label, seed=run.seed)
+    logs = [results.loss_log(run).assign(label=row.label, seed=run.seed, noise=noise_loss)
             for row, run in ablations.trained(study) if row.label in wanted]
     return pd.concat(logs, ignore_index=True)
