@@ -56,7 +56,7 @@ def final_terms(run: Run) -> dict[str, float]:
 
 
 def noise_loss(log: pd.DataFrame) -> pd.Series:
-    """The logged loss less what was added to it.  (The log's own `noise_loss` is of one batch, its `loss` of twenty.)"""
+    """The logged loss less what was added to it.  (The log's `noise_loss` is of one batch, its `loss` of twenty.)"""
     return log.loss - sum(log[name].fillna(0) for name in ADDED if name in log)
 
 
@@ -89,7 +89,7 @@ def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estim
 
 
 def curves(study: Study, labels: Iterable[str]) -> pd.DataFrame:
-    """The logged losses of some labels, at every seed: label, seed, step, noise (the noise loss), loss and its parts."""
+    """The logged losses of some labels, at every seed: label, seed, step, noise (the noise loss), loss, its parts."""
     wanted = set(labels)
     logs = [results.loss_log(run).assign(label=row.label, seed=run.seed, noise=noise_loss)
             for row, run in ablations.trained(study) if row.label in wanted]
