@@ -23,6 +23,8 @@ NOTEBOOKS = tuple(f"{n:02d}" for n in range(1, 10))
 COMPARE = ("value", "ratio", "difference", "share", "sign", "text")
 VERDICTS = ("reproduced", "direction only", "not reproduced", "contradicted", "not testable here")
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICTS
+TOO_WIDE = f"{NOT_TESTABLE} (interval too wide)"
+INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
 COLUMNS = (
     "claim_id", "source", "claim", "published",
     "measured", "ci_low", "ci_high", "n_seeds", "verdict", "notebook", "runs",
@@ -129,10 +131,11 @@ def _printed(published: Any) -> tuple[float, ...]:
 def by_value(measured: Estimate | float, published: float, tolerance: float = 0.2) -> str:
     """Is the published number what we measure?
 
-        reproduced         the published number lies in the 95 % interval, ends included,
-                           or |measured - published| <= tolerance * |published|
+        reproduced         |measured - published| <= tolerance * |published|, or the published number lies in the 95 %
+                           interval, ends included, whose half width is at most half of |published|
+        not testable here  without an interval (one seed), or when the published number lies in a wider one: an
+                           interval that holds nearly everything confirms nothing
         not reproduced     otherwise
-        not testable here  without an interval (one seed)
 
     A plain number is exact, a count for instance: its interval is the number itself.
 
@@ -142,20 +145,23 @@ def by_value(measured: Estimate | float, published: float, tolerance: float = 0.
     _comparable(published, tolerance)
     if math.isnan(low):
         return _no_interval(measured)
-    near = abs(value - published) <= tolerance * abs(published)
-    return REPRODUCED if near or low <= published <= high else NOT_REPRODUCED
+    if abs(value - published) <= tolerance * abs(published):
+        return REPRODUCED
+    if not low <= published <= high:
+        return NOT_REPRODUCED
+    return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
 
 
 def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, tolerance: float = 0.2) -> str:
     """Do two arms differ as published?  `measured` is their ratio (null = 1) or their difference (null = 0).
 
         contradicted       the 95 % interval lies wholly on the other side of null than the published number
-        not reproduced     the interval holds null, ends included: no difference is shown
+        not reproduced     the interval holds null, ends included, and not the published number
         reproduced         the interval lies wholly on the published side of null, and the measured number is within
                            tolerance of the published one, both as a number and as a distance from null:
                            |measured - published| <= tolerance * min(|published|, |published - null|)
         direction only     the interval lies wholly on the published side, and the size differs by more than that
-        not testable here  without an interval (one seed)
+        not testable here  without an interval (one seed), or when it holds null and the published number alike
 
     The distance from null matters for ratios near 1: 0.80 is within 20 % of a published 0.96, but five times its gap.
     A plain number is exact, a count for instance: its interval is the number itself.
@@ -169,7 +175,7 @@ def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, to
     if math.isnan(low):
         return _no_interval(measured)
     if low <= null <= high:
-        return NOT_REPRODUCED
+        return TOO_WIDE if low <= published <= high else NOT_REPRODUCED
     if (low > null) != (published > null):
         return CONTRADICTED
     near = abs(value - published) <= tolerance * min(abs(published), abs(published - null))
@@ -181,8 +187,7 @@ def by_threshold(measured: Estimate | float, *, at_least: float = -math.inf, at_
 
         reproduced         the 95 % interval lies wholly on the right side of the bound, the bound included
         contradicted       the interval lies wholly on the wrong side
-        not reproduced     the interval straddles the bound
-        not testable here  without an interval (one seed)
+        not testable here  without an interval (one seed), or when it straddles the bound
 
     A plain number is exact, a count for instance: its interval is the number itself.
 
@@ -195,7 +200,7 @@ def by_threshold(measured: Estimate | float, *, at_least: float = -math.inf, at_
         return _no_interval(measured)
     if at_least <= low and high <= at_most:
         return REPRODUCED
-    return CONTRADICTED if high < at_least or low > at_most else NOT_REPRODUCED
+    return CONTRADICTED if high < at_least or low > at_most else TOO_WIDE
 
 
 def _interval(measured: Estimate | float) -> tuple[float, float, float]:
