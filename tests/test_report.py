@@ -88,3 +88,11 @@ def test_claims_are_saved_as_rows_of_the_ledger_with_their_runs(home):
     assert row.runs.count("train-mnist-resunet64") == 2
     with pytest.raises(ValueError, match="belongs to notebook 02"):
         Report("03", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured, "reproduced")], RUNS)
+
+
+def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
+    frame = pd.DataFrame({"label": ["b", "b", "a"], "seed": [0, 1, 0], "frechet": [100.0, 400.0, 50.0]})
+    ax = plots.dots(frame, "frechet", "distance").axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"] and ax.get_xlabel() == "distance"
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
+    assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0]), "geometric mean": (pytest.approx([200, 50]), [0, 1])}

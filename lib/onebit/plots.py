@@ -96,6 +96,23 @@ def intervals(frame: pd.DataFrame, label: str, ax: Axes | None = None) -> tuple[
     return ax.figure, ax
 
 
+def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
+    """One line per `label` of the frame, in its order: a marker per seed, a bar at their geometric mean; log axis."""
+    order = frame.label.drop_duplicates().tolist()
+    fig, ax = plt.subplots(figsize=(7, 0.32 * len(order) + 0.9))
+    for (seed, part), marker in zip(frame.groupby("seed"), "os^vDP", strict=False):
+        ax.plot(part[column], part.label.map(order.index), marker, ms=5, label=f"seed {seed}")
+    means = np.exp(np.log(frame[column]).groupby(frame.label).mean())
+    ax.plot(means[order], range(len(order)), "|", ms=12, color="0.2", label="geometric mean")
+    ax.set(xscale="log", xlabel=label, yticks=range(len(order)), yticklabels=order)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.xaxis.set_minor_formatter("{x:,.0f}")
+    ax.tick_params(axis="x", which="both", labelsize=7)
+    ax.invert_yaxis()
+    ax.legend(fontsize=7)
+    return fig
+
+
 def colour_of(row) -> str:
     """The key in COLOURS of a row of `tables.measured`: its recipe, or what kind of control it is."""
     if row.arm == "memorizer":
