@@ -95,4 +95,5 @@ def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
     ax = plots.dots(frame, "frechet", "distance").axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"] and ax.get_xlabel() == "distance"
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
-    assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0]), "geometric mean": (pytest.approx([200, 50]), [0, 1])}
+    assert drawn.pop("geometric mean") == (pytest.approx([200, 50]), [0, 1])
+    assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0])}
