@@ -58,7 +58,8 @@ def run(study: Study, jobs: int) -> int:
     print(f"computing in {jobs} processes of {threads} threads", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "onebit.study", "work", "--profile", study.profile.name, "--dataset",
                study.dataset, "--threads", str(threads)]
-    workers = [subprocess.Popen(command, stdout=sys.stderr, env=os.environ | _bars(i)) for i in range(jobs)]
+    one = {"OMP_NUM_THREADS": str(threads)}  # numpy's threads too: twice as many as cores spin instead of working
+    workers = [subprocess.Popen(command, stdout=sys.stderr, env=os.environ | one | _bars(i)) for i in range(jobs)]
     try:
         return sum(worker.wait() != 0 for worker in workers)
     except KeyboardInterrupt:
