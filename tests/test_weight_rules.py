@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from weight_tools import channels, gaussian, gradient
 
 from onebit.quantizers import (
     EBB,
@@ -34,22 +35,6 @@ SPECS = (  # every rule of this file, with its options where they change the com
     "ebb:transition=0", "residual", "residual:3,learned=True", "ternary", "ternary:stochastic=True", "group-binary:8",
     "group-binary:8,learned=True", "group-ternary:8", "group-ternary:8,stochastic=True",
 )
-
-
-def gaussian(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def gradient(rule, w, g):
-    """d sum(g * rule(w)) / d w."""
-    w = w.clone().requires_grad_()
-    (rule(w) * g).sum().backward()
-    return w.grad
-
-
-def rows(w, out_dim):
-    """One output channel per row, as numpy float64."""
-    return np.moveaxis(w.detach().double().numpy(), out_dim, 0).reshape(w.shape[out_dim], -1)
 
 
 def relative_error(rule, w):
@@ -148,7 +133,7 @@ def test_groups_of_128_cost_an_eighth_of_a_bit_where_they_divide(n):
 def test_each_rule_takes_its_number_of_values_per_scale(name, levels, out_dim):
     """300 weights per channel: enough that every code occurs.  Groups of 100, three to a channel."""
     w = gaussian(*((4, 12) if out_dim == 0 else (12, 4)), 5, 5)
-    q = rows(weight_rule(name, w, out_dim)(w), out_dim)
+    q = channels(weight_rule(name, w, out_dim)(w), out_dim)
     sharing = q.reshape(-1, 100) if "group" in name else q
     assert {len(np.unique(values)) for values in sharing} == {levels}
     if name not in ("lsq:2", "dorefa:2") and levels % 2 == 0:
@@ -225,7 +210,8 @@ def test_lsq_is_its_formula_in_numpy_from_the_published_start(bits, out_dim):
     rule = LSQ(w, out_dim, bits)
     with torch.no_grad():
         rule.step.mul_(0.5)
-    for row, got, code in zip(rows(w, out_dim), rows(rule(w), out_dim), rows(rule.codes(w), out_dim), strict=True):
+    tensors = (w, rule(w), rule.codes(w))
+    for row, got, code in zip(*(channels(x, out_dim) for x in tensors), strict=True):
         step = 0.5 * 2 * np.abs(row).mean() / math.sqrt(high)
         want = np.clip(np.round(row / step), low, high)
         np.testing.assert_array_equal(code, want)
@@ -392,9 +378,9 @@ def test_the_stage_is_saved_and_copied(tmp_path):
 def test_residual_rule_is_its_recursion_in_numpy(given_weight, order, learned):
     w, out_dim = given_weight
     rule = Residual(w, out_dim, order, learned)
-    got, codes = rows(rule(w), out_dim), rule.codes(w)
+    got, codes = channels(rule(w), out_dim), rule.codes(w)
     assert codes.shape == (order, *w.shape) and codes.abs().eq(1).all()
-    for i, row in enumerate(rows(w, out_dim)):
+    for i, row in enumerate(channels(w, out_dim)):
         rest, total = row, 0
         for _ in range(order):
             if np.abs(rest).min() < 1e-9:  # the sign of an exact remainder hangs on rounding
@@ -492,7 +478,7 @@ def test_group_binary_is_numpys_sign_times_its_groups_mean_magnitude(given_weigh
     """Any shape, any output-channel axis, groups that do not divide and groups longer than a channel."""
     w, out_dim = given_weight
     rule = GroupBinary(w, out_dim, group, learned)
-    for row, got in zip(rows(w, out_dim), rows(rule(w), out_dim), strict=True):
+    for row, got in zip(channels(w, out_dim), channels(rule(w), out_dim), strict=True):
         for part in group_slices(len(row), group):
             want = np.float64(np.float16(np.abs(row[part]).mean())) * np_sign(row[part])
             np.testing.assert_allclose(got[part], want, rtol=1.1e-3)  # half precision, one unit in the last place
@@ -505,7 +491,7 @@ def test_group_binary_is_numpys_sign_times_its_groups_mean_magnitude(given_weigh
 def test_group_ternary_is_its_formula_in_numpy(given_weight, group, threshold):
     w, out_dim = given_weight
     rule = GroupTernary(w, out_dim, group, threshold)
-    for row, got in zip(rows(w, out_dim), rows(rule(w), out_dim), strict=True):
+    for row, got in zip(channels(w, out_dim), channels(rule(w), out_dim), strict=True):
         for part in group_slices(len(row), group):
             size = np.abs(row[part])
             if np.abs(size - threshold * size.mean()).min() < 1e-9:
