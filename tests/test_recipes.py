@@ -391,3 +391,11 @@ def test_every_activation_rule_fits_every_kind_of_layer(rule):
     y = net(*example)
     y.square().mean().backward()
     assert y.isfinite().all() and net.body[0].weight.grad.abs().max() > 0
+
+
+def test_outputs_follow_inner_layers_whatever_their_rule_and_never_the_ends():
+    """Inner layers may share the rule of the 8-bit ends."""
+    model = nets.build("unet", 4)
+    quantize(model, Recipe(weights="lsq:8", outputs=("rprelu",), ends="int8"))
+    with_outputs = {name for name, layer in quantized_layers(model).items() if layer.outputs is not None}
+    assert with_outputs and with_outputs == set(weight_layers(model)) - {next(iter(weight_layers(model))), "conv_out"}

@@ -177,8 +177,8 @@ def quantize(model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor]
                 kind = type(layers[name]).__name__
                 raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
         clock = Clock()
-        for name, (weights, activations) in chosen.items():
-            _swap(layers[name], how, weights, activations, clock)
+        for name, parts in chosen.items():
+            _swap(layers[name], how.drop_bias, *parts, clock)
         if how.activations != "none":
             model.register_forward_pre_hook(clock, with_kwargs=True)
         _attach_connections(model, how)
@@ -204,17 +204,17 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str]]:
-    """Weight and activation rule of every layer to quantize."""
+def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Weight rule, activation rule and output rules of every layer to quantize."""
     candidates = [name for name in names if not _matches(name, how.keep)]
     inner = candidates if how.ends == "quantized" else candidates[1:-1]
-    chosen = {name: (_rule_at(name, how), how.activations)
+    chosen = {name: (_rule_at(name, how), how.activations, how.outputs)
               for name in inner if not how.only or _matches(name, how.only)}
     if not chosen:
         raise ValueError(f"{how} matches no layer of this model; its layers: {', '.join(names) or 'none'}")
     if ENDS[how.ends]:
         activations = ENDS[how.ends] if how.activations != "none" else "none"
-        chosen |= {name: (ENDS[how.ends], activations) for name in (candidates[0], candidates[-1])}
+        chosen |= {name: (ENDS[how.ends], activations, ()) for name in (candidates[0], candidates[-1])}
     return chosen
 
 
@@ -222,16 +222,16 @@ def _rule_at(name: str, how: Recipe) -> str:
     return next((rule for pattern, rule in how.at if fnmatch(name, pattern)), how.weights)
 
 
-def _swap(layer: nn.Module, how: Recipe, weights: str, activations: str, clock: Clock) -> None:
+def _swap(
+    layer: nn.Module, drop_bias: bool, weights: str, activations: str, outputs: tuple[str, ...], clock: Clock
+) -> None:
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
     kind = type(layer)
-    inner = weights != ENDS[how.ends]
     layer.rule = weight_rule(weights, layer.weight, out_dim=1 if kind is nn.ConvTranspose2d else 0)
     layer.activation = activation_rule(activations, layer, clock) if activations != "none" else None
-    made = [output_rule(output, layer) for output in how.outputs] if inner else []
-    layer.outputs = nn.ModuleList(m for m in made if m is not None) if how.outputs and inner else None
+    layer.outputs = nn.ModuleList(output_rule(output, layer) for output in outputs) if outputs else None
     layer.__class__ = SWAPS[kind]
-    if how.drop_bias:
+    if drop_bias:
         layer.bias = None
 
 
