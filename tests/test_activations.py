@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from onebit.quantizers.activations import ACTIVATION_RULES, SILU_SHIFT, activation_rule
 from onebit.quantizers.estimators import ESTIMATORS
+from onebit.quantizers.lsq import lsq
 from onebit.quantizers.outputs import OUTPUT_RULES, RPReLU, Shortcut, output_rule
 from onebit.quantizers.timed import ActivationRule, Clock
 
@@ -232,6 +233,20 @@ def _with_step(rule, x, step):
     rule(x)
     rule.step.data.fill_(step)
     return (rule(x) - x).square().mean().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (-2, 1), (0, 15)])
+def test_lsq_passes_the_gradient_on_its_whole_range_and_no_further(low, high, dtype):
+    """LSQ Eq. 3 and the line below: slope 1 for Q_N <= x/s <= Q_P, both ends included, in every precision."""
+    ends = torch.tensor([low, high], dtype=dtype)
+    beyond = torch.nextafter(ends, torch.tensor([-1e3, 1e3], dtype=dtype))
+    x = torch.cat([ends, beyond, torch.tensor([0.5], dtype=dtype)]).requires_grad_()
+    step = torch.ones((), dtype=dtype, requires_grad=True)
+    g = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=dtype)
+    by_x, by_step = torch.autograd.grad(lsq(x, step, low, high), (x, step), g)
+    assert by_x.tolist() == [1.0, 2.0, 0.0, 0.0, 16.0]
+    assert by_step.item() == 4.0 * low + 8.0 * high + 16.0 * (0 - 0.5)  # at the ends codes - ratio = 0
 
 
 def lsq_surrogate(x, s, low, high, offset):

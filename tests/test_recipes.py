@@ -116,6 +116,20 @@ def test_a_swapped_convolution_is_the_convolution_with_the_quantized_weight(opti
     torch.testing.assert_close(layer(x), twin(x))
 
 
+@pytest.mark.parametrize("how", ["binarydm-w1a32", "strict-1bit", "xnor-w1a1"])
+def test_quantized_weights_keep_the_layout_of_latent_ones(how):
+    """One input channel or a 1x1 kernel make strides ambiguous: torch then left channels-last."""
+    net = nets.build("unet", 8)
+    quantize(net, how)
+    net.to(memory_format=torch.channels_last)
+    for name, layer in quantized_layers(net).items():
+        assert layer.quantized_weight().stride() == layer.weight.stride(), name
+    x = torch.randn(2, 1, 28, 28)
+    y = net.conv_in(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.grad(y.sum(), net.conv_in.weight)[0].abs().sum() > 0  # the copy hands gradients on
+
+
 def test_a_swapped_linear_layer_is_linear_with_the_quantized_weight():
     layer = one_layer(nn.Linear(5, 3), "xnor")
     x = torch.randn(7, 2, 5)

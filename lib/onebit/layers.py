@@ -1,5 +1,6 @@
 """Layers whose weight, input and output go through quantizers; made out of float layers by changing their class."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,15 @@ class Quantized:
     outputs: nn.ModuleList | None
 
     def quantized_weight(self) -> Tensor:
-        return self.rule(self.weight)
+        """The weight that is used, laid out in memory as the latent one.
+
+        A rule's arithmetic may forget the stride of an axis of size 1 (one input channel, a 1x1 kernel), which says
+        nothing about the values, but by which torch decides whether this layer's output is channels-last.
+        """
+        weight = self.rule(self.weight)
+        if weight.stride() == self.weight.stride():
+            return weight
+        return torch.empty_like(self.weight, dtype=weight.dtype).copy_(weight)
 
     def forward(self, x: Tensor, *arguments, **named) -> Tensor:
         weight = self.quantized_weight()

@@ -16,16 +16,29 @@ ESTIMATORS: dict[str, Surrogate] = {
 }
 
 
+def _clipped(grad: Tensor, x: Tensor) -> Tensor:
+    """grad 1[|x| <= 1] in one pass; hard tanh's own backward leaves its bounds out, so they are moved by a rounding."""
+    bound = 1 + torch.finfo(x.dtype).eps
+    return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
+
+
+BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # grad times ESTIMATORS[name](x), in as few passes
+    "identity": lambda grad, x: grad,
+    "clipped": _clipped,
+    "polynomial": lambda grad, x: x.abs().mul_(-2).add_(2).clamp_min_(0).mul_(grad),
+}
+
+
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(surrogate(x))
-        return torch.where(x < 0, -torch.ones_like(x), torch.ones_like(x))
+    def forward(ctx, x: Tensor, backward: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.by_surrogate = backward
+        return x.sign().add_(0.5).sign_()  # sign(0) = 0 becomes +1; several times faster than `where`
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (factor,) = ctx.saved_tensors
-        return grad * factor, None
+        return ctx.by_surrogate(grad, *ctx.saved_tensors), None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -52,8 +65,8 @@ def sign(x: Tensor, estimator: str | Surrogate = "clipped") -> Tensor:
     if isinstance(estimator, str):
         if estimator not in ESTIMATORS:
             unknown("estimator", estimator, ESTIMATORS)
-        estimator = ESTIMATORS[estimator]
-    return _Sign.apply(x, estimator)
+        return _Sign.apply(x, BACKWARDS[estimator])
+    return _Sign.apply(x, lambda grad, x: grad * estimator(x))
 
 
 def straight_through(value: Tensor, latent: Tensor) -> Tensor:

@@ -34,10 +34,18 @@ class _LSQ(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         ratio, codes = ctx.saved_tensors
-        inside = (ratio >= ctx.low) & (ratio <= ctx.high)
         shape, dtype = ctx.step
-        slope = torch.where(inside, codes - ratio, codes)
-        return grad * inside, (grad * slope).to(dtype).sum_to_size(shape) * ctx.gradient_scale, None, None, None
+        inside = _within(grad, ratio, ctx.low, ctx.high)  # the gradient to x: grad inside, else 0
+        by_step = (codes - ratio).mul_(inside).to(dtype).sum_to_size(shape)
+        by_step = by_step + (grad - inside).mul_(codes).to(dtype).sum_to_size(shape)  # beyond the range
+        return inside, by_step * ctx.gradient_scale, None, None, None
+
+
+def _within(grad: Tensor, x: Tensor, low: int, high: int) -> Tensor:
+    """grad 1[low <= x <= high] in one pass; hard tanh's own backward leaves its bounds out, so they are moved."""
+    ends = torch.tensor([low, high], dtype=x.dtype)
+    below, above = torch.nextafter(ends, ends.new_tensor([-math.inf, math.inf])).tolist()
+    return torch.ops.aten.hardtanh_backward(grad, x, below, above)
 
 
 def lsq(x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float = 1.0) -> Tensor:
