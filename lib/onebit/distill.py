@@ -35,7 +35,7 @@ class Distillation(nn.Module):
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         _check(student, teacher)
         with torch.autocast(student[0].device.type, enabled=False):
-            pairs = [_wide(s, t.detach()) for s, t in zip(student, teacher, strict=True)]
+            pairs = [_wide(_SameLayout.apply(s), t.detach()) for s, t in zip(student, teacher, strict=True)]
             self.prepare([t for _, t in pairs])
             return torch.stack([self.block(i, *pair) for i, pair in enumerate(pairs)]).mean()
 
@@ -45,6 +45,20 @@ def _check(student: list[Tensor], teacher: list[Tensor]) -> None:
     if not student or shapes[0] != shapes[1] or any(len(shape) != 4 for shape in shapes[0]):
         raise ValueError("student and teacher need one feature (B, C, H, W) per block, of the same shapes; got "
                          f"{shapes[0]} and {shapes[1]}")
+
+
+class _SameLayout(torch.autograd.Function):
+    """x itself; its gradient in x's memory layout, or the whole backward pass below would go on in another one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if last else torch.contiguous_format
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.contiguous(memory_format=ctx.layout)
 
 
 def _wide(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
