@@ -117,17 +117,40 @@ def test_too_few_features_for_three_sizes_are_refused(n):
         curve_sizes(n, 128)
 
 
-def test_infinity_is_the_intercept_of_the_curve_with_its_textbook_error():
-    """se^2 = s^2 (1/k + mean(u)^2 / sum (u - mean u)^2), u = 1/n, s^2 = residual squares / (k - 2)."""
+def test_infinity_is_the_intercept_of_the_curve_with_the_jackknife_of_the_whole_extrapolation():
+    """Every group is taken out of all subsets: se^2 = 19/20 sum (theta_(g) - mean)^2, half-width t_19 se."""
     x, sizes = cloud(300, shift=0.2), (50, 80, 130, 300)
     got = frechet_infinity(x, STANDARD, sizes, draws=4, seed=3)
     mean = np.array([row[1] for row in frechet_curve(x, STANDARD, sizes, draws=4, seed=3)])
-    u = 1 / np.array(sizes)
-    slope, intercept = np.polyfit(u, mean, 1)
-    s2 = np.sum((mean - intercept - slope * u) ** 2) / 2
-    half = math.sqrt(s2 * (1 / 4 + u.mean() ** 2 / np.sum((u - u.mean()) ** 2))) * scipy.stats.t.ppf(0.975, 2)
-    assert (got.value, got.low, got.high) == pytest.approx((intercept, intercept - half, intercept + half), rel=1e-9)
-    assert got.n == 300 and "50 to 300 of 300" in got.protocol
+    assert got.value == pytest.approx(np.polyfit(1 / np.array(sizes), mean, 1)[1], rel=1e-9)
+    rng, group = np.random.default_rng(3), np.empty(300, int)
+    group[np.random.default_rng(0).permutation(300)] = np.arange(300) % 20
+    subsets = [rng.choice(300, n, replace=False) for n in sizes for _ in range(4)]
+    theta = []
+    for g in range(20):
+        left = [x[subset[group[subset] != g]] for subset in subsets]
+        distances = [frechet_distance(Gaussian.fit(part), STANDARD) for part in left]
+        theta.append(np.polyfit([1 / len(part) for part in left], distances, 1)[1])
+    half = math.sqrt(19 / 20 * np.sum((np.array(theta) - np.mean(theta)) ** 2)) * scipy.stats.t.ppf(0.975, 19)
+    assert (got.low, got.high) == pytest.approx((got.value - half, got.value + half), rel=1e-9)
+    assert got.n == 300 and "50 to 300 of 300" in got.protocol and "jackknife" in got.protocol
+
+
+def test_the_interval_of_infinity_holds_the_true_distance_about_95_times_in_100():
+    """N(0.5, 0.6 I) against N(0, I) in 16 dimensions: d = 16 (0.5^2 + (sqrt(0.6) - 1)^2).  Half of it would not do."""
+    truth, real = 16 * (0.25 + (math.sqrt(0.6) - 1) ** 2), Gaussian(np.zeros(16), np.eye(16), 10_000)
+    got = [frechet_infinity(cloud(400, 16, seed) * math.sqrt(0.6) + 0.5, real, (80, 130, 400), draws=2)
+           for seed in range(100)]
+    half = np.array([(e.high - e.low) / 2 for e in got])
+    far = np.abs([e.value - truth for e in got])
+    assert np.mean(far <= half) >= 0.9 and np.mean(far <= half / 2) < 0.85
+    error = np.mean(half) / scipy.stats.t.ppf(0.975, 19)
+    assert error == pytest.approx(np.std([e.value for e in got], ddof=1), rel=0.3)
+
+
+def test_infinity_needs_subsets_that_can_lose_a_twentieth():
+    with pytest.raises(ValueError, match="subsets of 9 features in 8 dimensions are too few"):
+        frechet_infinity(cloud(100), STANDARD, (9, 30, 100))
 
 
 def test_infinity_removes_the_bias_of_finite_n():

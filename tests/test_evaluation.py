@@ -107,7 +107,8 @@ def test_collapse_is_seen_by_vendi_and_coverage_and_hardly_by_the_published_dive
 
 def test_distances_rank_the_controls(protocol):
     found = {kind: values("distribution", control(kind), protocol) for kind in ("held-out", "blend", "noise")}
-    for metric in ("frechet", "frechet_published", "frechet_relu", "frechet_judge1", "spatial_frechet", "kid"):
+    for metric in ("frechet", "frechet_published", "frechet_infinity", "frechet_relu", "frechet_judge1",
+                   "spatial_frechet", "kid"):
         assert found["held-out"][metric] < found["blend"][metric] < found["noise"][metric], metric
     assert found["held-out"]["inception_score"] > found["blend"]["inception_score"]
     assert found["held-out"]["class_entropy"] > found["noise"]["class_entropy"]
@@ -221,6 +222,8 @@ def test_what_cannot_be_measured_is_refused(protocol):
         evaluate("subset", Control("digits:01", "held-out", N), protocol)
     with pytest.raises(ValueError, match="name a part of digits"):
         replace(protocol, against="mnist:01")
+    with pytest.raises(ValueError, match="more_judges: one is of mnist, the judge of digits"):
+        replace(protocol, more_judges=(JudgeSpec("mnist"),))
     with pytest.raises(ValueError, match=r"unknown control 'blurry'.*held-out"):
         control("blurry")
     with pytest.raises(ValueError, match=r"unknown path 'straight'.*latent"):

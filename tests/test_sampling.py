@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from onebit import nets
+from onebit import nets, sampling
+from onebit.errors import Diverged
 from onebit.sampling import SAMPLERS, generators, sample, scheduler
 
 SHAPE = (1, 4, 4)
@@ -184,6 +185,47 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
 def test_bad_requests_name_what_is_valid(options, message):
     with pytest.raises(ValueError, match=message):
         sample(Toy(), 1, shape=SHAPE, **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_that_is_not_finite_is_no_black_one(name, bad):
+    class Broken(Toy):
+        def forward(self, x, timestep):
+            noise = super().forward(x, timestep)
+            noise[1:, 0, 2, 2] = bad
+            return noise
+
+    with pytest.raises(Diverged, match="1 of 2 samples hold NaN or infinity, image 7 first"):
+        sample(Broken(), [4, 7], shape=SHAPE, sampler=name, steps=2)
+
+
+def test_an_error_in_one_thread_ends_the_others_and_gives_the_threads_back():
+    before, calls = torch.get_num_threads(), []
+
+    class Fails(Toy):
+        def forward(self, x, timestep):
+            calls.append(len(x))
+            raise RuntimeError("boom")
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="boom"):
+            sample(Fails(), 100, shape=SHAPE, steps=1, batch=1)
+        assert torch.get_num_threads() == 2 and len(calls) < 100
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("n", "threads", "sizes"), [
+    (250, 1, [63, 63, 63, 61]), (250, 2, [63, 63, 63, 61]), (10, 2, [5, 5]), (8, 2, [8]), (130, 3, [44, 44, 42]),
+    (2_000, 64, [63] * 31 + [47]),
+])
+def test_batches_come_out_even_over_the_threads(n, threads, sizes, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    workers = sampling._workers(Toy(), n)
+    batch = sampling._batch(Toy(), n, workers)
+    assert [min(batch, n - i) for i in range(0, n, batch)] == sizes and workers <= min(threads, sampling.WORKERS)
 
 
 @pytest.mark.parametrize("indices", [0, [], [-1]])

@@ -13,7 +13,7 @@ class CorruptFile(RuntimeError):
 
 
 class Diverged(RuntimeError):
-    """The training loss stopped being finite."""
+    """The training loss, or a sample, stopped being finite."""
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> NoReturn:

@@ -76,7 +76,7 @@ def walk(
     steps: int = 50,
     seed: int = 0,
     *,
-    batch: int = 250,
+    batch: int | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Images along slerp paths between latents, by DDIM with eta = 0: a path is a function of its latents alone.

@@ -1,7 +1,10 @@
 """Sampling: diffusers' schedulers behind one function; noise belongs to an image's number, not to its batch."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -9,7 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .diffusion import SCHEDULE, NoiseSchedule
-from .errors import unknown
+from .errors import Diverged, unknown
+from .frozen import frozen, sharing_weights
+
+BATCH = 64  # images that a CPU thread takes at a time: of 50 to 250 all cost about the same, of 16 a tenth more
+GPU_BATCH = 250
+LEAST = 8  # images that are worth a thread
+WORKERS = 8  # a step has 2 ms of overhead, much of it under the interpreter lock, beside some 60 ms for 64 images
 
 
 def _ddpm(common: dict):
@@ -85,7 +94,7 @@ def sample(
     sampler: str = "ddim",
     steps: int = 50,
     seed: int = 0,
-    batch: int = 250,
+    batch: int | None = None,
     progress: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
@@ -95,11 +104,15 @@ def sample(
     all models can start from the same noise and a GPU changes nothing but rounding.  With `start` nothing is drawn:
     its rows are the x_T, and an image is a function of (weights, sampler, steps, its row).
 
+    The model is not touched: `frozen` copies of it run in eval mode, on a CPU as many at a time as torch has threads,
+    each with its own batch.  Two threads that share a batch wait for each other in every layer.
+
     Shapes    indices: n for images 0 .. n-1, or their numbers; shape (C, H, W) -> (n, C, H, W) float32 on the CPU.
-              start (n, C, H, W), one row per index.
+              start (n, C, H, W), one row per index.  `batch`: images per call of the network; it is chosen if None.
     Units     [-1, 1], clamped once at the end.
     Raises    ValueError as `scheduler`, for an empty or negative request, or for a start that is not of these shapes,
-              not finite floats, or not to be followed, since `ddpm` draws noise on its way.
+              not finite floats, or not to be followed, since `ddpm` draws noise on its way; Diverged for an image with
+              NaN or infinity in it.
     """
     numbers = range(indices) if isinstance(indices, int) else list(indices)
     if not len(numbers) or min(numbers) < 0:
@@ -107,14 +120,64 @@ def sample(
     scheduler(sampler, steps)
     if start is not None:
         _check_start(start, (len(numbers), *shape), sampler)
-    slices = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
-    done = []
-    with _evaluating(model), torch.inference_mode():
-        for part in tqdm(slices, "sampling", disable=not progress):
-            with _following(model):
-                own = None if start is None else start[part]
-                done.append(_sample_batch(model, numbers[part], shape, sampler, steps, seed, own))
-    return torch.cat(done)
+    workers = _workers(model, len(numbers))
+    batch = batch or _batch(model, len(numbers), workers)
+    parts = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
+
+    def draw(network: nn.Module, part: slice) -> Tensor:
+        own = None if start is None else start[part]
+        with torch.inference_mode(), _following(network):
+            return sample_batch(network, numbers[part], shape, sampler, steps, seed, own)
+
+    return torch.cat(list(_spread(draw, frozen(model), parts, min(workers, len(parts)), progress)))
+
+
+def _workers(model: nn.Module, n: int) -> int:
+    """How many batches of n images run at a time.  One on a GPU; and with our kernels, whose threads are numba's: some
+    of its threading layers end the process when two threads call them."""
+    kernels = any(type(module).__module__.startswith(f"{__package__}.kernels") for module in model.modules())
+    if kernels or _place(model).type != "cpu":
+        return 1
+    return min(torch.get_num_threads(), WORKERS, math.ceil(n / LEAST))
+
+
+def _batch(model: nn.Module, n: int, workers: int) -> int:
+    """Batches that come out even: none is much larger than BATCH, and no worker has one more to do than another."""
+    if _place(model).type != "cpu":
+        return GPU_BATCH
+    rounds = math.ceil(n / (workers * BATCH))
+    return math.ceil(n / (workers * rounds))
+
+
+def _place(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _spread(
+    draw: Callable[[nn.Module, slice], Tensor], network: nn.Module, parts: list[slice], workers: int, progress: bool,
+) -> Iterable[Tensor]:
+    """draw(network, part) of every part in order; several at a time, each on a copy of its own."""
+    bar = {"desc": "sampling", "total": len(parts), "disable": not progress}
+    if workers == 1:
+        yield from tqdm((draw(network, part) for part in parts), **bar)
+        return
+    idle, threads = SimpleQueue(), torch.get_num_threads()
+    for copied in [network, *(sharing_weights(network) for _ in range(workers - 1))]:
+        idle.put(copied)
+
+    def job(part: slice) -> Tensor:
+        mine = idle.get()
+        try:
+            return draw(mine, part)
+        finally:
+            idle.put(mine)
+
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+    try:
+        yield from tqdm(pool.map(job, parts), **bar)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or an interrupt, what has not begun need not begin
+        torch.set_num_threads(threads)  # a thread's own setting is also what threads to come start with
 
 
 def _following(model: nn.Module) -> contextlib.AbstractContextManager:
@@ -132,10 +195,16 @@ def _check_start(start: Tensor, shape: tuple[int, ...], sampler: str) -> None:
         raise ValueError("start holds NaN or infinity")
 
 
-def _sample_batch(
-    model: nn.Module, numbers: Sequence[int], shape, sampler: str, steps: int, seed: int, start: Tensor | None,
+def sample_batch(
+    model: nn.Module, numbers: Sequence[int], shape: tuple[int, int, int], sampler: str = "ddim", steps: int = 50,
+    seed: int = 0, start: Tensor | None = None,
 ) -> Tensor:
-    device = next(model.parameters()).device
+    """The images of these numbers as one batch, by the network itself and none of its copies: hooks on it see it all.
+
+    Shapes, Units    as `sample`, which checks its arguments and calls this; the model has to be in eval mode.
+    Raises           Diverged for an image with NaN or infinity in it.
+    """
+    device = _place(model)
     layout = torch.channels_last
     made = scheduler(sampler, steps)  # a scheduler keeps a history; each batch gets its own
     own = generators(seed, numbers)
@@ -149,15 +218,8 @@ def _sample_batch(
         x = done.prev_sample
     if sampler == "ddpm":  # Alg. 2: z = 0 in the last step, whose mean is the implied x0; diffusers asks for t = 0
         x = done.pred_original_sample
+    if not x.isfinite().all():  # clamped, infinity would be white or black, and NaN black in uint8
+        broken = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise Diverged(f"{len(broken)} of {len(x)} samples hold NaN or infinity, image {numbers[broken[0]]} first: the "
+                       f"network or its weights are broken; train it anew")
     return x.clamp(-1, 1).cpu().contiguous()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module):
-    """Batch norm by its running statistics, as an image must not depend on its neighbours."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
-from .estimate import CONFIDENCE, GROUPS, Estimate, jackknife
+from .estimate import GROUPS, Estimate, jackknife
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,8 @@ def frechet_curve(
     Raises    ValueError as `frechet`, for sizes not in D + 1 .. N, or fewer than two draws.
     Source    Chong & Forsyth 2020 (arXiv:1911.07023), FID_N against N.
     """
-    x, rng = _features(features, real), np.random.default_rng(seed)
-    if draws < 2 or not len(sizes) or min(sizes) <= x.shape[1] or max(sizes) > len(x):
-        raise ValueError(f"need two draws or more of sizes in {x.shape[1] + 1}..{len(x)} (above the feature dimension, "
-                         f"up to all features), got {draws} draws of {list(sizes)}")
-
-    def distance(n: int) -> float:
-        return frechet_distance(Gaussian.fit(x[np.sort(rng.choice(len(x), n, replace=False))]), real)
-
-    drawn = [[distance(n) for _ in range(draws)] for n in sizes]
+    x = _features(features, real)
+    drawn = [[_distance(x, subset, real) for subset in subsets] for subsets in _subsets(x, sizes, draws, seed)]
     return [(int(n), float(np.mean(d)), float(np.std(d, ddof=1))) for n, d in zip(sizes, drawn, strict=True)]
 
 
@@ -127,24 +120,54 @@ def frechet_infinity(
 
     The bias of the reference's own finite n is not removed.  The line may end below 0, and is not clipped.
 
-    Shapes    features (N, D); sizes: at least three different ones, `curve_sizes` by default.
-    Units     squared units of the features.  Interval: Student's, of the intercept, with sizes - 2 degrees of freedom.
-              It counts how far the points lie from a line.  The subsets share their images, whose own sampling error
-              it sees only in part: in simulations with Gaussians it held the truth 8 to 9 times in 10.
-    Raises    ValueError as `frechet_curve`, and for fewer than three different sizes.
+    Shapes    features (N, D), enough that D + 1 of every subset are left when a twentieth of the images is not used;
+              sizes: at least three different ones, `curve_sizes` by default.
+    Units     squared units of the features.
+    Error     Interval: the jackknife's, of the whole extrapolation.  A group of images is taken out of every subset at
+              once, so that what they share is counted; the points' distance from the line, which subsets that share
+              their images hide, is not used.  As in `frechet` the reference is held fixed.  In 200 simulations each
+              with Gaussians (D = 16, N = 1000) it held the truth in 97 to 98 %; between equal distributions always,
+              being half too wide there, where the distance has no linear part.  How far the curve is from a line it
+              does not count: -0.16 between equal ones with D = 128 and N = 2000, where d_N is 2.1.
+    Raises    ValueError as `frechet_curve`, for fewer than three different sizes, or for too few features.
     DIFFERS   the paper's code takes one subset at each of 15 sizes from a tenth of N to N, evenly in n.
-    Source    Chong & Forsyth 2020 (arXiv:1911.07023), FID_infinity.
+    Source    Chong & Forsyth 2020 (arXiv:1911.07023), FID_infinity; the interval: `estimate.jackknife`.
     """
     x = _features(features, real)
     sizes = curve_sizes(*x.shape) if sizes is None else sizes
     if len(set(sizes)) < 3:
         raise ValueError(f"need three different sizes for a line and its error, got {list(sizes)}")
-    n, mean, _ = np.array(frechet_curve(x, real, sizes, draws, seed)).T
-    line = scipy.stats.linregress(1 / n, mean)
-    half = line.intercept_stderr * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(n) - 2)
-    protocol = (f"Fréchet distance in {x.shape[1]} dimensions to {real.n}, extrapolated from {draws} subsets each of "
-                f"{min(sizes)} to {max(sizes)} of {len(x)} features; interval: of the line")
-    return Estimate(float(line.intercept), float(line.intercept - half), float(line.intercept + half), len(x), protocol)
+    subsets = _subsets(x, sizes, draws, seed)
+
+    def intercept(keep: NDArray[np.int64]) -> float:
+        kept = np.isin(np.arange(len(x)), keep)
+        left = [[subset[kept[subset]] for subset in same] for same in subsets]
+        if min(len(subset) for same in left for subset in same) <= x.shape[1]:
+            raise ValueError(f"subsets of {min(sizes)} features in {x.shape[1]} dimensions are too few to leave out "
+                             f"one in {GROUPS}; give more features, or larger sizes")
+        return _intercept([(len(subset), _distance(x, subset, real)) for same in left for subset in same])
+
+    return jackknife(intercept, len(x), f"Fréchet distance in {x.shape[1]} dimensions to {real.n}, extrapolated from "
+                     f"{draws} subsets each of {min(sizes)} to {max(sizes)} of {len(x)} features; interval: jackknife")
+
+
+def _subsets(x: NDArray, sizes: Sequence[int], draws: int, seed: int) -> list[list[NDArray[np.int64]]]:
+    """The numbers of the features in every draw of every size."""
+    if draws < 2 or not len(sizes) or min(sizes) <= x.shape[1] or max(sizes) > len(x):
+        raise ValueError(f"need two draws or more of sizes in {x.shape[1] + 1}..{len(x)} (above the feature dimension, "
+                         f"up to all features), got {draws} draws of {list(sizes)}")
+    rng = np.random.default_rng(seed)
+    return [[np.sort(rng.choice(len(x), n, replace=False)) for _ in range(draws)] for n in sizes]
+
+
+def _distance(x: NDArray, subset: NDArray[np.int64], real: Gaussian) -> float:
+    return frechet_distance(Gaussian.fit(x[subset]), real)
+
+
+def _intercept(points: list[tuple[int, float]]) -> float:
+    """Of the least-squares line of the distance over 1/n."""
+    n, distance = np.array(points).T
+    return float(scipy.stats.linregress(1 / n, distance).intercept)
 
 
 def _features(features: ArrayLike, real: Gaussian) -> NDArray[np.float64]:

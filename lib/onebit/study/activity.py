@@ -71,8 +71,8 @@ def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     """
     run = source.run
     model = results.weights(run, wait=wait)
-    with _tracing(model) as trace:
-        sampling.sample(model, IMAGES, shape=data.image_shape(run.dataset), steps=source.request.steps, batch=IMAGES)
+    with _tracing(model) as trace, torch.inference_mode():
+        sampling.sample_batch(model, range(IMAGES), data.image_shape(run.dataset), steps=source.request.steps)
     layers = [name for name, values in trace.ranges.items() if values]
     ranges = np.array([trace.ranges[name] for name in layers])
     similarity = np.array(list(trace.alike.values()))

@@ -26,7 +26,7 @@ class Protocol:
     held_out    test images, drawn at random, of the control that shows what a perfect generator would score
     against     the data set of all these images, where it is not the judge's whole one: some of its classes, or images
 
-    Raises      ValueError for a judge and images of different data sets.
+    Raises      ValueError for judges or images of different data sets.
     """
 
     judge: JudgeSpec
@@ -39,6 +39,10 @@ class Protocol:
         if data.parse(self.dataset).base != self.judge.dataset:
             raise ValueError(f"the judge is of {self.judge.dataset}, against is {self.against!r}: name a part of "
                              f"{self.judge.dataset}, or nothing")
+        for other in self.more_judges:
+            if other.dataset != self.judge.dataset:
+                raise ValueError(f"more_judges: one is of {other.dataset}, the judge of {self.judge.dataset}: name "
+                                 f"judges of one data set")
 
     @property
     def dataset(self) -> str:
