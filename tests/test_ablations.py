@@ -60,7 +60,7 @@ def test_tables_keep_the_order_of_the_file():
 @pytest.mark.parametrize(("text", "message"), [
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nlambda = 2\n', r"unknown key of 'a'.*lambda.*recipe"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
-    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 4\n', r"unknown priority of 'a' 4"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 5\n', r"unknown priority of 'a' 5"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
 ])
 def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
@@ -71,7 +71,7 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
 
 
 def test_the_panel_sees_the_headline_alone():
-    first, later = (Ablation("a", "xnor-w1a1", ("bidm",), n) for n in (1, 2))
+    first, later = (Ablation("a", "xnor-w1a1", ("bidm",), n) for n in (2, 3))
     teacher = STUDY.unet(recipes=("fp16",))[0]
     run = first.run(teacher, budget(STUDY))
     assert set(families_of(first, run)) - set(families_of(later, run)) == {"legibility"}

@@ -35,7 +35,7 @@ def trainings(study: Study, table: str | None = None) -> pd.DataFrame:
 def legibility(study: Study) -> pd.DataFrame:
     """Agreement of the panel of judges on the samples of the headline rows: label, seed, panel_agreement."""
     return pd.DataFrame([{"label": row.label, "seed": run.seed, **_values(study, run, PANEL)}
-                         for row, run in ablations.trained(study) if row.first == 1])
+                         for row, run in ablations.trained(study) if row.first <= ablations.HEADLINE])
 
 
 def _training(study: Study, row: ablations.Ablation, run: Run) -> dict:

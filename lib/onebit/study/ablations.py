@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
-PRIORITIES = (1, 2, 3)
+PRIORITIES = (1, 2, 3, 4)
+HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "distribution")
 
 
@@ -116,4 +117,4 @@ def families_of(row: Ablation, run: Run) -> tuple[str, ...]:
     The panel of judges sees the headline rows alone; only quantized students are compared with a teacher.
     """
     students = run.teacher is not None and run.recipe != "fp16"
-    return FAMILIES + ("legibility",) * (row.first == 1) + ("mimicry",) * students
+    return FAMILIES + ("legibility",) * (row.first <= HEADLINE) + ("mimicry",) * students
