@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onebit import bench, bench_distill, bench_quantized, nets, paths, train
+from onebit import bench, bench_distill, bench_kernels, bench_packing, bench_quantized, nets, paths, train
 from onebit.bench import Bench, Row, Size
 from onebit.diffusion import add_noise
 from onebit.distill import SPD
@@ -21,6 +21,8 @@ PAIRS = [  # without those that start processes
     *bench.benches(TINY)[:4],
     *(Bench(*row) for row in bench_quantized.rows(bench.interleaved, bench_quantized.Size(4, 4, 16))),
     *(Bench(*row) for row in bench_distill.rows(bench.interleaved, bench_distill.Size(4, 4))),
+    *(Bench(*row) for row in bench_kernels.rows(bench.interleaved, bench_kernels.Size(((8, 4),), (2, 1), 4))[:-2]),
+    *(Bench(*row) for row in bench_packing.rows(bench.interleaved, bench_packing.Size(4, 1024, 2))),
 ]
 HEADER = "name,ours,baseline,ratio,unit,machine"
 
@@ -80,6 +82,20 @@ def test_names_are_those_that_other_files_look_for():
         "quantized-step unet16 W1A4 LSQ", "quantized-step unet16 W1A1 XNOR",
         "quantized-step unet16 W1A1 BiDM, connections and SPD",
         "spd unet16 batch 128 sample norm", "spd unet16 batch 128 batch norm",
+        *(f"size {how} resunet64 against {floats}" for how in (
+            "strict-1bit", "published-1bit", "binarydm-base-w1a32", "bonsai-binary-g128", "bonsai-ternary-g128",
+            "bonsai-ternary-g128 base3", "ternary-w1.58a32", "ternary-w1.58a32 base3",
+        ) for floats in ("float32", "float16")),
+        "pack 1048576 weights", "pack load resunet64 strict-1bit against float32",
+        "pack mapped resunet64 strict-1bit against dense, held",
+        "pack mapped resunet64 strict-1bit against dense, batch 16",
+        *(f"conv {name} {shape} batch {batch}{rival}"
+          for name, rivals in (("w1a1", ("", " against bfloat16")), ("w1a4", ("",))) for batch in (128, 1)
+          for shape in ("64x28x28", "128x28x28", "128x14x14", "256x7x7")
+          for rival in (rivals if batch > 1 else ("",))),
+        *(f"net w1a1 resunet64{maps} batch {batch}" for maps in ("", " with scale maps") for batch in (128, 1)),
+        "kernels popcount peak", "kernels conv share of 45 % of the popcount peak",
+        "kernels compile", "kernels cached load",
         "import onebit", "import study", "cached make paper",
     ]
 
@@ -89,11 +105,12 @@ def test_pairs_measure_two_rates_and_divide_them(pair):
     row = pair.row(seconds=0.01)
     assert row.name == pair.name and row.unit == pair.unit
     assert 0 < row.ours < math.inf and 0 < row.baseline < math.inf
-    assert row.ratio == row.ours / row.baseline
+    assert row.ratio == (row.baseline / row.ours if row.unit in ("s", "bytes") else row.ours / row.baseline)
 
 
-def test_a_ratio_above_one_is_better_also_for_times():
+def test_a_ratio_above_one_is_better_also_for_times_and_sizes():
     assert Row("import onebit", 0.5, 3.0, "s").ratio == 6.0
+    assert Row("size strict-1bit", 100, 2800, "bytes").ratio == 28.0
     assert Row("data-path batches", 40.0, 2.0, "images/s").ratio == 20.0
     cells = Row("import study", 0.5, math.nan, "s").cells()
     assert (cells["ours"], cells["baseline"], cells["ratio"]) == ("0.5", "", "")

@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import bench_distill, bench_evaluation, bench_quantized, data, nets, paths
+from . import bench_distill, bench_evaluation, bench_kernels, bench_packing, bench_quantized, data, nets, paths
 from .baseline import reference_step
 from .files import replacing
 from .recipes import quantize
@@ -66,7 +66,7 @@ class Row:
     """One line of the table; a NaN baseline means that nothing is asked of the number.
 
     Units     ours and baseline in `unit`.  ratio above 1 is better than the baseline: ours / baseline for rates,
-              baseline / ours for times (unit "s").
+              baseline / ours for times and sizes (units "s", "bytes").
     """
 
     name: str
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        return self.baseline / self.ours if self.unit == "s" else self.ours / self.baseline
+        return self.baseline / self.ours if self.unit in ("s", "bytes") else self.ours / self.baseline
 
     def cells(self) -> dict[str, str]:
         """The line as it stands in the file: unrounded, NaN as nothing."""
@@ -105,7 +105,8 @@ def benches(size: Size = Size()) -> list[Bench]:
         Bench(share, "TFLOP/s", partial(matrix_rates, size)),
         Bench("data-path batches", "images/s", partial(data_rates, size)),
         *evaluation_benches(),
-        *(Bench(*row) for part in (bench_quantized, bench_distill) for row in part.rows(interleaved)),
+        *(Bench(*row) for part in (bench_quantized, bench_distill, bench_packing, bench_kernels)
+          for row in part.rows(interleaved)),
         Bench("import onebit", "s", lambda _: (import_seconds("onebit"), IMPORT_BUDGET)),
         Bench("import study", "s", lambda _: (import_seconds("onebit.study"), math.nan)),
         Bench("cached make paper", "s", lambda _: (paper_seconds(), PAPER_BUDGET)),
@@ -133,20 +134,27 @@ def machine() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
-def interleaved(ours: Action, baseline: Action, seconds: float) -> tuple[float, float]:
-    """Calls per second of two actions that take turns: medians over the rounds, after one call each to warm up.
+def in_turns(actions: Sequence[Action], seconds: float) -> list[float]:
+    """Calls per second of actions that take turns: medians over the rounds, after one call each to warm up.
 
-    What else the machine does meets both alike, and the order flips every round, so that neither always comes first.
+    What else the machine does meets all alike, and the order flips every round, so that none always comes first.
 
     Units     `seconds` for all turns together; a turn is at least one call, so slow actions take longer.
     """
-    sides, rates = (ours, baseline), ([], [])
-    for action in sides:
+    rates = [[] for _ in actions]
+    for action in actions:
         action()
+    sides = range(len(actions))
     for i in range(ROUNDS):
-        for side in (0, 1) if i % 2 == 0 else (1, 0):
-            rates[side].append(_calls_per_second(sides[side], seconds / (2 * ROUNDS)))
-    return median(rates[0]), median(rates[1])
+        for side in sides if i % 2 == 0 else reversed(sides):
+            rates[side].append(_calls_per_second(actions[side], seconds / (len(actions) * ROUNDS)))
+    return [median(found) for found in rates]
+
+
+def interleaved(ours: Action, baseline: Action, seconds: float) -> tuple[float, float]:
+    """Calls per second of two actions, as `in_turns`."""
+    rates = in_turns((ours, baseline), seconds)
+    return rates[0], rates[1]
 
 
 def _calls_per_second(action: Action, seconds: float) -> float:

@@ -156,12 +156,15 @@ def recipe(text: str) -> Recipe:
     return replace(named or Recipe(), **changes)
 
 
-def quantize(model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor] | None = None) -> Audit:
+def quantize(
+    model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor] | None = None, prepare: bool = True
+) -> Audit:
     """Quantize `model` in place by a recipe, its name or its text, and say what became of each layer.
 
     `example` is an input of the model (images and timesteps); only rules with one parameter per output pixel
-    ("xnor++") need it.  Rules initialise what they learn about weights from the weights the model has now, and what
-    they learn about inputs from the first training batch.
+    ("xnor++") need it, and not with `prepare=False`, for a model whose state is loaded next.  Rules initialise what
+    they learn about weights from the weights the model has now, and what they learn about inputs from the first
+    training batch.  The model remembers its recipe as `model.recipe`.
 
     Raises    ValueError for an unknown recipe, a model without layers to quantize, one that is quantized already,
               a recipe whose patterns match none of its layers, or a missing example.
@@ -182,7 +185,9 @@ def quantize(model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor]
         if how.activations != "none":
             model.register_forward_pre_hook(clock, with_kwargs=True)
         _attach_connections(model, how)
-        _prepare(model, example)
+        if prepare:
+            _prepare(model, example)
+    model.recipe = how
     return audit(model)
 
 

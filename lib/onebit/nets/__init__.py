@@ -14,7 +14,8 @@ __all__ = ["NETS", "ResUNet", "UNet", "build"]
 
 
 def build(name: str, width: int, **options) -> nn.Module:
-    """A freshly initialised network (torch's global generator decides the weights).
+    """A freshly initialised network (torch's global generator decides the weights), which remembers what it was built
+    from as `net.architecture`.
 
     Raises    ValueError for an unknown name, a width below 1, or an option the net does not have.
     """
@@ -26,4 +27,6 @@ def build(name: str, width: int, **options) -> nn.Module:
     for option in options:
         if option not in known:
             unknown(f"option of {name}", option, known or ["none"])
-    return NETS[name](width, **options)
+    net = NETS[name](width, **options)
+    net.architecture = {"name": name, "width": width, **options}
+    return net

@@ -43,8 +43,11 @@ class LSQActivation(DataInitialised):
     def initialise(self, x: Tensor) -> None:
         self.step.copy_(initial_step(x + self.shift, self.high))
 
+    def positive_step(self) -> Tensor:
+        return self.step.abs().clamp_min(1e-8)  # an optimiser may step across zero
+
     def quantized(self, x: Tensor) -> Tensor:
-        step = self.step.abs().clamp_min(1e-8)  # an optimiser may step across zero
+        step = self.positive_step()
         shifted = x + self.shift if self.shift else x
         q = lsq(shifted, step, self.low, self.high, gradient_scale(x, self.high))
         return q - self.shift if self.shift else q

@@ -89,3 +89,6 @@ class ReSTE(Annealed, WeightRule):
 
     def forward(self, w: Tensor) -> Tensor:
         return magnitude(w).mean() * sign(w, self.surrogate)
+
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return w.detach().abs().mean().view(1, 1, 1)

@@ -69,6 +69,10 @@ class EBB(WeightRule):
         w, first = w.detach(), sign(w.detach())
         return torch.stack([first, sign(w - self.scale.detach() * first)]) if self.stage == 1 else first
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        both = torch.stack([self.scale.detach(), self.scale2.detach()])
+        return both[: self.weight_bits].flatten(1)[..., None]
+
 
 class Residual(WeightRule):
     r"""W12, high-order residual binarization: every basis takes up what the ones before it left.
@@ -108,3 +112,7 @@ class Residual(WeightRule):
     def codes(self, w: Tensor) -> Tensor:
         """The planes sign(r_k), stacked on a new first axis of length K."""
         return torch.stack([basis.detach() for _, basis in self.bases(w.detach())])
+
+    def stored(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        scales, bases = (torch.stack(part).detach() for part in zip(*self.bases(w.detach()), strict=True))
+        return bases, scales.flatten(1)[..., None]

@@ -39,6 +39,7 @@ class Ternary(WeightRule):
 
     weight_bits = TERNARY_BITS
     packed_bits = 2
+    levels = range(-1, 2)
     shown = ("out_dim", "stochastic")
 
     def __init__(self, weight: Tensor, out_dim: int = 0, stochastic: bool = False):
@@ -60,6 +61,9 @@ class Ternary(WeightRule):
     def codes(self, w: Tensor) -> Tensor:
         """-1, 0 or +1: the nearest, also where training rounds at random."""
         return (w.detach() / self.scale(w)).round().clamp(-1, 1)
+
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return self.scale(w).view(1, 1, 1)
 
 
 class Grouped(WeightRule):
@@ -128,6 +132,10 @@ class GroupBinary(Grouped):
         scale = self.group_mean(magnitude(w)) if self.scale is None else self.scale
         return sign(w) * self.spread(half(scale), w)
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        scale = self.group_mean(w.detach().abs()) if self.scale is None else self.scale.detach()
+        return half(scale)[None]
+
 
 class GroupTernary(Grouped):
     r"""W16, three values with one scale per group of weights.
@@ -146,6 +154,7 @@ class GroupTernary(Grouped):
 
     weight_bits = TERNARY_BITS
     packed_bits = 2
+    levels = range(-1, 2)
     shown = ("out_dim", "group", "threshold", "stochastic")
 
     def __init__(
@@ -158,8 +167,7 @@ class GroupTernary(Grouped):
 
     def forward(self, w: Tensor) -> Tensor:
         codes = self.codes(w)
-        kept = self.split(codes.abs()).sum(-1).clamp_min(1)  # a group of zeros keeps none
-        scale = self.spread(half(self.split(w.detach() * codes).sum(-1) / kept), w)
+        scale = self.spread(self._scale(w.detach(), codes), w)
         if self.stochastic and self.training:
             codes = stochastic_codes(w.detach(), scale)
         return straight_through(codes * scale, w)
@@ -169,3 +177,11 @@ class GroupTernary(Grouped):
         w = w.detach()
         kept = w.abs() > self.spread(self.threshold * self.group_mean(w.abs()), w)
         return sign(w) * kept
+
+    def stored(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.codes(w)
+        return codes[None], self._scale(w.detach(), codes)[None]
+
+    def _scale(self, w: Tensor, codes: Tensor) -> Tensor:
+        kept = self.split(codes.abs()).sum(-1).clamp_min(1)  # a group of zeros keeps none
+        return half(self.split(w * codes).sum(-1) / kept)  # (out, groups)

@@ -39,6 +39,7 @@ class DoReFa(WeightRule):
             raise ValueError(f"bits must be in 1..16, got {bits}")
         self.bits = self.weight_bits = bits
         self.steps = 2**bits - 1
+        self.levels = range(-self.steps, self.steps + 1, 2)
         self.rescale = rescale and bits > 1
         if self.rescale:
             largest = weight.detach().abs().max()
@@ -64,6 +65,16 @@ class DoReFa(WeightRule):
         """-1 / +1 for one bit, else 0 .. 2^k - 1."""
         return sign(w.detach()) if self.bits == 1 else (self.steps * self.normalised(w.detach())).round()
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        if self.bits == 1:
+            return w.detach().abs().mean().view(1, 1, 1)
+        return (self.top if self.rescale else w.new_ones(())).view(1, 1, 1) / self.steps
+
+    def stored(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """As for every rule; k > 1: 2 q - 1 = (2 code - steps) / steps."""
+        codes, scales = super().stored(w)
+        return (codes if self.bits == 1 else 2 * codes - self.steps), scales
+
 
 class LSQ(WeightRule):
     r"""W10, uniform levels whose step is learned.
@@ -86,6 +97,7 @@ class LSQ(WeightRule):
     def __init__(self, weight: Tensor, out_dim: int = 0, bits: int = 2, per_channel: bool = True):
         super().__init__(weight, out_dim)
         self.low, self.high = levels(at_least("bits", bits, 2))
+        self.levels = range(self.low, self.high + 1)
         self.bits = self.weight_bits = bits
         self.per_channel = per_channel
         dims = tuple(d for d in range(weight.ndim) if d != out_dim) if per_channel else None
@@ -105,3 +117,6 @@ class LSQ(WeightRule):
     def codes(self, w: Tensor) -> Tensor:
         """The integers Q_N .. Q_P."""
         return (w.detach() / self.positive_step().detach()).clamp(self.low, self.high).round()
+
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return self.positive_step().detach().view(1, -1, 1)

@@ -158,12 +158,16 @@ class TDQ(DataInitialised):
             embedding = sinusoidal_embedding(timestep, EMBEDDING_DIM).to(self.mlp[0].weight.dtype)
             return F.softplus(self.mlp(embedding)).squeeze(1).clamp_min(1e-8)
 
-    def quantized(self, x: Tensor) -> Tensor:
+    def steps_for(self, x: Tensor) -> Tensor:
+        """The steps of a batch of inputs, by the clock's time: (B,), or (1,) where it has one time for all."""
         timestep = self.clock.timestep if self.clock else None
         if timestep is None:
             raise RuntimeError("TDQ needs the timestep: register the rule's Clock on the model as a forward pre-hook "
                                "with kwargs, and call the model with (x, timestep)")
         if len(timestep) not in (1, len(x)):
             raise ValueError(f"the clock holds {len(timestep)} timesteps for an input of {len(x)} samples")
-        step = self.steps(timestep.to(x.device)).view(-1, *[1] * (x.ndim - 1))  # (B, 1, ...)
+        return self.steps(timestep.to(x.device))
+
+    def quantized(self, x: Tensor) -> Tensor:
+        step = self.steps_for(x).view(-1, *[1] * (x.ndim - 1))  # (B, 1, ...)
         return lsq(x, step, -self.high, self.high, gradient_scale(x, self.high))

@@ -31,6 +31,8 @@ class WeightRule(nn.Module):
 
     weight_bits: float = 1  # ideal: log2 of the number of codes, summed over the planes
     scales_per_channel = 1
+    levels = range(-1, 2, 2)  # the integers that `stored` gives
+    group: int | None = None  # consecutive weights of a channel that share a scale; None: all of them
     shown = ("out_dim",)  # attributes that print(model) shows
 
     def __init__(self, weight: Tensor, out_dim: int = 0):
@@ -59,6 +61,17 @@ class WeightRule(nn.Module):
     def codes(self, w: Tensor) -> Tensor:
         """The stored codes, without gradient: -1 / +1 for binary rules.  What a weight's flips are counted on."""
         return sign(w.detach())
+
+    def stored_scales(self, w: Tensor) -> Tensor:
+        """What `stored` multiplies its integers by, without gradient: (planes, out, groups), or 1 for a shared axis."""
+        raise NotImplementedError(f"{type(self).__name__} has no `stored_scales`: say what its codes are multiplied by")
+
+    def stored(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers (planes, *w.shape), each in `levels`, and scales (planes, out or 1, groups or 1), without gradient.
+
+        Their products, summed over the planes, are the quantized weight in eval mode, up to float rounding.
+        """
+        return self.codes(w).view(-1, *w.shape), self.stored_scales(w)
 
     def advance(self, share: float) -> None:
         """Told before every step which share of training, 0..1, is done.  Rules with a schedule keep what follows
@@ -90,6 +103,9 @@ class PlainSign(WeightRule):
     def forward(self, w: Tensor) -> Tensor:
         return sign(w)
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return w.new_ones(1, 1, 1)
+
 
 class XNOR(WeightRule):
     r"""W2, least-squares binary weight: the mean magnitude per output channel.
@@ -114,6 +130,9 @@ class XNOR(WeightRule):
         scale = self.per_channel_mean(magnitude(w))
         return (scale.detach() if self.detach_scale else scale) * sign(w)
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return self.per_channel_mean(w.detach().abs()).view(1, -1, 1)
+
 
 class LearnedScale(WeightRule):
     r"""W3, the BinaryDM baseline: sign times a learned scale per output channel.
@@ -136,6 +155,9 @@ class LearnedScale(WeightRule):
     def forward(self, w: Tensor) -> Tensor:
         return self.scale * sign(w)
 
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return self.scale.detach().view(1, -1, 1)
+
 
 class Centred(WeightRule):
     r"""W4, the rule of the MNIST study: the channel mean is removed (and not added back) before the sign.
@@ -157,6 +179,11 @@ class Centred(WeightRule):
     def codes(self, w: Tensor) -> Tensor:
         return sign((w - self.per_channel_mean(w)).detach())
 
+    def stored(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        centred = w.detach() - self.per_channel_mean(w.detach())
+        signs = (centred >= 0).char().mul_(2).sub_(1)  # in bytes: memory takes longer than the arithmetic
+        return signs[None], self.per_channel_mean(centred.abs_()).view(1, -1, 1)
+
 
 class ReActNet(WeightRule):
     r"""W6, XNOR's weight with a gradient that does not know its scale.
@@ -175,3 +202,6 @@ class ReActNet(WeightRule):
     def forward(self, w: Tensor) -> Tensor:
         binary = sign(w)
         return straight_through(self.per_channel_mean(w.abs()) * binary, binary)  # then through sign's own estimator
+
+    def stored_scales(self, w: Tensor) -> Tensor:
+        return self.per_channel_mean(w.detach().abs()).view(1, -1, 1)
