@@ -57,7 +57,8 @@ def rows(interleave: Interleave, size: Size = Size()) -> list[tuple[str, str, Me
     return [
         *convolutions, *networks,
         ("kernels popcount peak", "Gwords/s", partial(peak_rates, interleave)),
-        ("kernels conv share of 45 % of the popcount peak", "Gwords/s", partial(share_rates, interleave, shapes[-1])),
+        ("kernels conv share of 45 % of the popcount peak", "Gwords/s",
+         partial(share_rates, interleave, (max(size.batches), *size.convolutions[-1]))),
         ("kernels compile", "s", lambda _: (first_call_seconds(cached=False), nan)),
         ("kernels cached load", "s", lambda _: (first_call_seconds(cached=True), nan)),
     ]

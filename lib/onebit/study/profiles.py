@@ -6,7 +6,7 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, evaluation, results
+from . import ablations, evaluation, results, timings
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .results import JudgeSpec, SampleSpec
@@ -79,7 +79,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=3, ablation_rows=3,
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4,
         subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
@@ -88,7 +88,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=1,
+        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=2,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -97,7 +97,7 @@ PROFILES = {
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=3, ablation_rows=3,
+        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=4, ablation_rows=4,
         subset_samples=2_000,
     ),
 }
@@ -107,7 +107,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400, "unet_seeds": (0, 1), "resunet_seeds": (0, 1),
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "solver_samples": 200, "solver_steps": (5, 10, 20), "subset_samples": 200,
-        "ablation_steps": 100, "ablation_rows": 1,
+        "ablation_steps": 100, "ablation_rows": 2,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
 }
@@ -283,6 +283,7 @@ class Study:
             yield self._sampling(run, self.ancestral(run).request)
             yield self._measuring("headline", self.ancestral(run))
         yield from ablations.jobs(self)
+        yield from timings.jobs(self)
 
     def _run_jobs(self, run: Run) -> Iterator[Job]:
         if run == run.trained:

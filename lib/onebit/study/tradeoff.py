@@ -1,0 +1,72 @@
+"""Quality against what it costs: every timed network with its metrics, the front of those that nothing beats."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ablations, timings
+from .run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .profiles import Study
+
+METRICS = {"frechet": "frechet", "confidence": "judge_confidence"}  # column -> name in the family "headline"
+
+
+def tradeoff(study: "Study") -> "pd.DataFrame":
+    """The table `networks` of `timings`, with seeds, Fréchet distance and judge confidence: means over all seeds.
+
+    `bytes` is the packed file's size, of a float control its 16-bit file's; `seconds_batch*` is of a denoising step
+    with packed kernels where the network has any, as torch computes it where not.
+    """
+    import pandas as pd
+
+    frame = timings.table(study, "networks").set_index("label")
+    quality = pd.DataFrame({label: _quality(study, runs) for label, runs in _runs_by_label(study).items()
+                            if label in frame.index}).T
+    frame = frame.join(quality)
+    control = frame.recipe == "fp16"
+    frame["bytes"] = np.where(control, frame.float16_bytes, frame.packed_bytes)
+    for batch in timings.effort(study).batches:
+        packed = frame[f"packed_seconds_batch{batch}"]
+        frame[f"seconds_batch{batch}"] = packed.fillna(frame[f"dense_seconds_batch{batch}"])
+    return frame.reset_index()
+
+
+def _runs_by_label(study: "Study") -> dict[str, list[Run]]:
+    """Every seed of what `timings.measured_runs` has one seed of."""
+    found: dict[str, list[Run]] = {}
+    for run in study.ten_class:
+        label = f"{run.net} {run.recipe}"
+        if run == replace(timings.measured_runs(study)[label], seed=run.seed):  # of several protocols the first
+            found.setdefault(label, []).append(run)
+    for row, run in ablations.trained(study):
+        found.setdefault(row.label, []).append(run)
+    return found
+
+
+def _quality(study: "Study", runs: list[Run]) -> dict[str, float]:
+    measured = [study.evaluate("headline", study.evaluation(run)).estimates for run in runs]
+    return {"seeds": len(runs)} | {column: float(np.mean([m[name].value for m in measured]))
+                                   for column, name in METRICS.items()}
+
+
+def front(cost: NDArray, loss: NDArray) -> NDArray:
+    """Which points nothing beats: no other one costs no more and loses no more, one of them less.
+
+    Shapes    cost, loss (n,) -> booleans (n,).
+    """
+    cost, loss = np.asarray(cost, float), np.asarray(loss, float)
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [i, j]: i costs and loses no more than j
+    better = (cost[:, None] < cost) | (loss[:, None] < loss)
+    return ~(no_worse & better).any(axis=0)
+
+
+def best_within(frame: "pd.DataFrame", budget: float, cost: str = "bytes", loss: str = "frechet") -> "pd.Series | None":
+    """The row of least loss whose cost keeps the budget; None if there is none."""
+    affordable = frame[frame[cost] <= budget]
+    return None if affordable.empty else affordable.loc[affordable[loss].idxmin()]

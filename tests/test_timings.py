@@ -1,0 +1,88 @@
+"""Timed tables and what is concluded from them: keys, the cache, the Pareto front, memory."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from onebit.study import Study, timings, tradeoff
+from onebit.study.network_costs import raised_by
+
+STUDY = Study.named("smoke", "digits")
+
+
+def test_the_front_is_what_no_other_point_beats():
+    """By the definition, pair by pair, on a grid with ties."""
+    points = np.random.default_rng(0).integers(0, 6, (40, 2)).astype(float)
+
+    def beats(a, b):
+        return all(a <= b) and any(a < b)
+
+    expected = [not any(beats(other, point) for other in points) for point in points]
+    assert tradeoff.front(*points.T).tolist() == expected and 1 <= sum(expected) < 40
+
+
+def test_the_front_of_a_hand_made_example():
+    cost, loss = [1, 2, 3, 3, 4], [9, 5, 7, 5, 1]
+    assert tradeoff.front(np.array(cost), np.array(loss)).tolist() == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize(("budget", "label"), [(5, "c"), (3, "b"), (2, "b"), (1, "a")])
+def test_a_budget_buys_the_best_of_what_it_can_pay_for(budget, label):
+    frame = pd.DataFrame({"label": list("abc"), "bytes": [1, 2, 4], "frechet": [9.0, 5.0, 1.0]})
+    assert tradeoff.best_within(frame, budget).label == label
+
+
+def test_a_budget_that_pays_for_nothing_buys_nothing():
+    assert tradeoff.best_within(pd.DataFrame({"bytes": [2], "frechet": [1.0]}), 1) is None
+
+
+def test_every_arm_and_headline_row_is_timed_once_by_its_first_seed():
+    runs = timings.measured_runs(STUDY)
+    assert {"unet fp16", "unet strict-1bit", "resunet published-1bit", "W1A1 XNOR", "W1A32 base"} <= set(runs)
+    assert {run.seed for run in runs.values()} == {0} and len(set(runs.values())) == len(runs)
+
+
+def test_the_key_of_a_table_names_what_is_timed_and_not_where():
+    laptop = Study.named("laptop", "mnist")
+    for kind in timings.MEASURES:
+        spec = timings.entry(laptop, kind).spec
+        assert timings.entry(STUDY, kind).key != timings.entry(laptop, kind).key
+        assert not {"processor", "threads", "machine"} & set(spec)
+    assert set(timings.entry(laptop, "networks").spec["runs"]) == set(timings.measured_runs(laptop))
+
+
+def test_a_table_is_measured_once_and_then_read(home, monkeypatch):
+    rows = [{"kind": "float32", "seconds": 0.5}]
+    monkeypatch.setitem(timings.MEASURES, "convolutions", lambda study: rows)
+    first = timings.table(STUDY, "convolutions")
+    monkeypatch.setitem(timings.MEASURES, "convolutions", lambda study: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(timings.table(STUDY, "convolutions"), first)
+    assert first.seconds.tolist() == [0.5] and timings.machine(STUDY, "convolutions").endswith(
+        f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() != 1))
+
+
+def test_every_variant_of_a_convolution_is_timed_and_computes_its_kind(monkeypatch):
+    x = torch.randn(2, 16, 7, 7).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        outputs = {kind: action() for kind, action in timings._variants(16, x).items()}
+    images = {kind: y for kind, y in outputs.items() if not kind.startswith("packing")}
+    assert all(y.shape == x.shape and y.isfinite().all() for y in images.values())
+    for a, b in itertools.combinations(images.values(), 2):  # no two are the same thing under two names
+        assert not torch.equal(a.float(), b.float())
+    rows = timings._convolution(16, 7, 2, 0.01)
+    assert [row["kind"] for row in rows] == list(outputs) and all(row["seconds"] > 0 for row in rows)
+
+
+def test_memory_is_what_an_action_holds_at_its_peak():
+    """Two arrays of 32 MiB at once, one of them gone at the end."""
+    def hold():
+        first, second = (np.ones(4 * 2**20) for _ in range(2))
+        del first
+        return second
+
+    mib = raised_by(hold)
+    assert math.isnan(mib) or 60 < mib < 80
