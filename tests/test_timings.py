@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from onebit.study import Study, timings, tradeoff
+from onebit.metrics import Estimate
+from onebit.study import Study, agreement, results, timings, tradeoff
+from onebit.study.evaluation import Measured
 from onebit.study.network_costs import raised_by
+from onebit.study.sources import PackedSamples
 
 STUDY = Study.named("smoke", "digits")
 
@@ -86,3 +89,24 @@ def test_memory_is_what_an_action_holds_at_its_peak():
 
     mib = raised_by(hold)
     assert math.isnan(mib) or 60 < mib < 80
+
+
+def test_packed_samples_are_a_result_of_their_own_beside_the_dense_ones():
+    rows = agreement.packed_rows(STUDY)
+    assert {"W1A1 XNOR", "W1A4 base"} == set(rows)
+    for run in rows.values():
+        dense, packed = agreement.pair(STUDY, run)
+        keys = {results.samples_entry(run, dense.request, packed=flag).key for flag in (False, True)}
+        assert len(keys) == 2 and dense.spec != packed.spec and packed.request == dense.request
+    names = [job.entry.name for job in agreement.jobs(STUDY)]
+    assert len(set(names)) == len(names) == 2 * 2 * (1 + len(agreement.FAMILIES))
+
+
+def test_metrics_apart_are_counted_in_half_widths(monkeypatch):
+    """Hand-made: an interval of half-width 2, values 3 apart; one metric without an interval."""
+    dense = {"frechet": Estimate(10.0, 8.0, 12.0, 5, ""), "exact": Estimate(1.0, 1.0, 1.0, 5, "")}
+    packed = {"frechet": Estimate(13.0, 9.0, 15.0, 5, ""), "exact": Estimate(1.0, 1.0, 1.0, 5, "")}
+    monkeypatch.setattr(Study, "evaluate", lambda self, family, source: Measured(
+        packed if isinstance(source, PackedSamples) else dense, {}))
+    frame = agreement.metrics(STUDY)
+    assert set(frame.metric) == {"frechet"} and (frame.half_widths_apart == 1.5).all()

@@ -6,7 +6,7 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, evaluation, results, timings
+from . import ablations, agreement, evaluation, results, timings
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .results import JudgeSpec, SampleSpec
@@ -283,6 +283,7 @@ class Study:
             yield self._sampling(run, self.ancestral(run).request)
             yield self._measuring("headline", self.ancestral(run))
         yield from ablations.jobs(self)
+        yield from agreement.jobs(self)
         yield from timings.jobs(self)
 
     def _run_jobs(self, run: Run) -> Iterator[Job]:

@@ -43,6 +43,23 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class PackedSamples(Samples):
+    """The same images as the run's packed network draws them: every metric should agree with that of `Samples`."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.run.label}-packed"
+
+    @property
+    def spec(self) -> dict:
+        return super().spec | {"kernels": results.KERNELS_VERSION}
+
+    def images(self, wait: bool = True) -> Tensor:
+        """uint8 (n, 1, H, W)."""
+        return results.samples(self.run, self.request, wait, progress=False, packed=True)
+
+
+@dataclass(frozen=True)
 class Control:
     """Real images, or something made of them, of which it is known what a metric should say.
 

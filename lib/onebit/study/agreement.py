@@ -1,0 +1,74 @@
+"""Do packed networks draw what the dense ones draw?  Pixel by pixel, and by every metric of notebooks 03 to 05."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .. import recipes
+from . import ablations, evaluation, results
+from .run import Run
+from .sources import PackedSamples, Samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .profiles import Job, Study
+
+FAMILIES = ("headline", "memorization", "manifold", "distribution", "legibility")
+
+
+def packed_rows(study: "Study") -> dict[str, Run]:
+    """The first seed of every trained headline row that quantizes activations, by label."""
+    return {row.label: run for row, run in ablations.trained(study)
+            if row.first <= ablations.HEADLINE and run.seed == study.profile.unet_seeds[0]
+            and recipes.recipe(run.recipe).activations != "none"}
+
+
+def pair(study: "Study", run: Run) -> tuple[Samples, PackedSamples]:
+    """The samples that a run's metrics are computed on, dense and packed."""
+    dense = study.evaluation(run)
+    return dense, PackedSamples(run, dense.request)
+
+
+def jobs(study: "Study") -> Iterator["Job"]:
+    """Both sides' samples and metrics."""
+    from .profiles import Job
+
+    for run in packed_rows(study).values():
+        for source in pair(study, run):
+            packed = isinstance(source, PackedSamples)
+            yield Job(results.samples_entry(run, source.request, packed),
+                      partial(results.samples, run, source.request, packed=packed))
+            for family in FAMILIES:
+                yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+
+
+def metrics(study: "Study") -> "pd.DataFrame":
+    """One row per network and metric: dense and packed, and how many half-widths of the dense interval lie between.
+
+    Metrics without an interval are left out.
+    """
+    import pandas as pd
+
+    rows = []
+    for label, run in packed_rows(study).items():
+        for family in FAMILIES:
+            dense, packed = (study.evaluate(family, source).estimates for source in pair(study, run))
+            rows += [{"label": label, "family": family, "metric": name, "dense": e.value, "packed": packed[name].value,
+                      "half_widths_apart": abs(packed[name].value - e.value) / ((e.high - e.low) / 2)}
+                     for name, e in dense.items() if e.high > e.low]
+    return pd.DataFrame(rows)
+
+
+def pixels(study: "Study") -> "pd.DataFrame":
+    """One row per network: how far packed samples are from dense ones of the same noise, in grey levels of 255."""
+    import pandas as pd
+
+    rows = []
+    for label, run in packed_rows(study).items():
+        dense, packed = (source.images().float() for source in pair(study, run))
+        apart = (dense - packed).abs()
+        rows.append({"label": label, "images": len(apart), "mean_difference": apart.mean().item(),
+                     "pixels_equal": (apart == 0).float().mean().item(),
+                     "images_equal": (apart.flatten(1).amax(1) <= 1).float().mean().item()})
+    return pd.DataFrame(rows)
