@@ -20,8 +20,9 @@ METRICS = {"frechet": "frechet", "confidence": "judge_confidence"}  # column -> 
 def tradeoff(study: "Study") -> "pd.DataFrame":
     """The table `networks` of `timings`, with seeds, Fréchet distance and judge confidence: means over all seeds.
 
-    `bytes` is the packed file's size, of a float control its 16-bit file's; `seconds_batch*` is of a denoising step
-    with packed kernels where the network has any, as torch computes it where not.
+    `bytes` is the packed file's size, of a float control its 16-bit file's.  `seconds_batch*` is of a denoising step,
+    with packed kernels where the network has any, as torch computes it where not: the ratio to the float network's that
+    took turns with it, times the median of those, since a machine's speed drifts from one row to the next.
     """
     import pandas as pd
 
@@ -32,8 +33,9 @@ def tradeoff(study: "Study") -> "pd.DataFrame":
     control = frame.recipe == "fp16"
     frame["bytes"] = np.where(control, frame.float16_bytes, frame.packed_bytes)
     for batch in timings.effort(study).batches:
-        packed = frame[f"packed_seconds_batch{batch}"]
-        frame[f"seconds_batch{batch}"] = packed.fillna(frame[f"dense_seconds_batch{batch}"])
+        own = frame[f"packed_seconds_batch{batch}"].fillna(frame[f"dense_seconds_batch{batch}"])
+        rival = frame[f"float_seconds_batch{batch}"]  # took turns with it
+        frame[f"seconds_batch{batch}"] = own / rival * rival.groupby(frame.net).transform("median")
     return frame.reset_index()
 
 
