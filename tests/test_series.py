@@ -12,6 +12,7 @@ import pytest
 
 from onebit.publish import source_hash
 
+pytestmark = pytest.mark.timeout(1_200)  # the first test waits for the whole study
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 
 

@@ -9,6 +9,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .paths import LIBRARY
@@ -111,6 +112,21 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
     ax.invert_yaxis()
     ax.legend(fontsize=7)
     return fig
+
+
+def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
+    """Networks by cost (log axis) and quality: a marker per net, labels, and a line along the `best` (booleans)."""
+    for (net, part), marker in zip(frame.groupby("net"), "so^", strict=False):
+        ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
+        for row in part.itertuples():
+            ax.annotate(row.label, (getattr(row, cost) * factor, getattr(row, quality)), fontsize=5, xytext=(3, 2),
+                        textcoords="offset points")
+    line = frame[best].sort_values(cost)
+    ax.step(line[cost] * factor, line[quality], where="post", color="0.5", lw=1)
+    ax.set_xscale("log")
+    for ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        ticks("{x:,.0f}")
+    ax.tick_params(axis="x", which="both", labelsize=6)
 
 
 def colour_of(row) -> str:

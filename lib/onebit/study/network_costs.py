@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import math
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +28,20 @@ def costs(run: Run, batches: tuple[int, ...], seconds: float) -> dict[str, str |
         **{f"{form}_seconds_batch{batch}": found[form] for batch, found in steps.items() for form in FORMS},
         **{f"{form}_step_mib": mib for form, mib in _memory(run, model, batches[-1]).items()},
     }
+
+
+def sampling_seconds(run: Run, n: int, steps: int) -> dict[str, float]:
+    """Seconds to draw n images by DDIM from start to end, by form, once each; NaN where nothing is packed."""
+    from .. import sampling
+
+    found = dict.fromkeys(FORMS, math.nan)
+    for form, net in _forms(run, results.weights(run)).items():
+        draw = partial(sampling.sample, net, shape=data.image_shape(run.dataset))
+        draw(2, steps=2)  # what a first call sets up is no part of it
+        began = time.perf_counter()
+        draw(n, steps=steps)
+        found[form] = time.perf_counter() - began
+    return found
 
 
 def _files(run: Run, model: nn.Module) -> dict[str, int]:

@@ -39,6 +39,8 @@ class Effort:
     priority: int = 4
 
 
+WORD = 64  # channels in one word
+IMAGES = 128  # drawn from start to end
 STEPS = ("W2A32 LSQ", "W1A4 +EBB +LRM", "W1A1 XNOR +SPD", "W1A1 BiDM")  # training steps timed besides the headline's
 SMALL = Effort(((16, 7),), (1, 4), 0.05, ablations.HEADLINE)
 
@@ -64,10 +66,12 @@ def _rows(study: "Study") -> list[tuple[ablations.Ablation, Run]]:
 def entry(study: "Study", kind: str) -> Entry:
     """Name and key of a table.  The machine is not part of the key: it is provenance, and the notebook prints it."""
     spec = {"kind_of_table": kind, "version": VERSION, "effort": asdict(effort(study))}
-    if kind == "networks":
+    if kind in ("networks", "sampling"):
         spec["runs"] = {label: run.spec for label, run in measured_runs(study).items()}
     if kind == "training":
         spec["steps"] = _steps(study) | {"width": study.profile.unet_width, "batch": study.profile.batch}
+    if kind == "wide":
+        spec["width"] = _wide_width(study)
     return Entry("timing", f"{kind}-{study.dataset}", spec)
 
 
@@ -78,6 +82,8 @@ def table(study: "Study", kind: str, wait: bool = True) -> "pd.DataFrame":
                   alone;  networks: files in bytes, seconds per denoising step, peak memory in MiB, by label
     training      seconds per optimiser step, and over the float step's;  peak: words per second, and how many a
                   convolution gets through
+    sampling      seconds to draw images from start to end, by label
+    wide          seconds per denoising step of an untrained network of width 64, float and packed
     """
     import pandas as pd
 
@@ -207,4 +213,33 @@ def _networks(study: "Study") -> list[dict]:
     return [{"label": label} | costs(run, how.batches, how.seconds) for label, run in measured_runs(study).items()]
 
 
-MEASURES = {"convolutions": _convolutions, "networks": _networks, "training": _training, "peak": _peak}
+def _wide(study: "Study") -> list[dict]:
+    """An untrained ResUNet whose channels fill a word, W1A1, with and without scale maps."""
+    from ..bench import interleaved
+    from ..bench_kernels import NETWORKS, network_rates
+
+    how, width = effort(study), _wide_width(study)
+    rows = []
+    for name, recipe in NETWORKS.items():
+        for batch in how.batches:
+            packed, plain = network_rates(interleaved, recipe, width, batch, how.seconds)
+            rows.append({"network": f"resunet{width} W1A1{name}", "batch": batch, "float_seconds": batch / plain,
+                         "packed_seconds": batch / packed, "times_faster": packed / plain})
+    return rows
+
+
+def _sampling(study: "Study") -> list[dict]:
+    from .network_costs import sampling_seconds
+
+    n = 32 * effort(study).batches[0] if study.profile.name == "smoke" else IMAGES
+    return [{"label": label, "images": n, "steps": study.profile.sample_steps,
+             **{f"{form}_seconds": s for form, s in sampling_seconds(run, n, study.profile.sample_steps).items()}}
+            for label, run in measured_runs(study).items()]
+
+
+def _wide_width(study: "Study") -> int:
+    return min(WORD, 4 * study.profile.resunet_width)
+
+
+MEASURES = {"convolutions": _convolutions, "networks": _networks, "training": _training, "peak": _peak, "wide": _wide,
+            "sampling": _sampling}
