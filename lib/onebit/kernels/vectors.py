@@ -52,6 +52,7 @@ integers = Vector("integers", _INTEGERS)  # BLOCK x int32
 
 
 def constant(vector: ir.VectorType, value) -> ir.Constant:
+    """The same value in every element."""
     return ir.Constant(vector, [value] * vector.count)
 
 
@@ -63,18 +64,21 @@ def pointer(builder, start, index, llvm_type: ir.Type):
 
 
 def load(builder, start, index, llvm_type: ir.Type):
+    """The vector (or scalar) whose first element is number `index` from the address `start` on."""
     value = builder.load(pointer(builder, start, index, llvm_type))
     value.align = 8 if getattr(llvm_type, "element", llvm_type) is I64 else 4  # no more than an element's
     return value
 
 
 def splat(builder, scalar, vector: ir.VectorType):
+    """A scalar in every element."""
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined),
                                   constant(ir.VectorType(I32, vector.count), 0))
 
 
 def intrinsic_call(builder, name: str, vector: ir.VectorType, *arguments):
+    """LLVM's intrinsic of that name on whole vectors, declared where it is not yet."""
     kind = {I8: "i8", F32: "f32"}[vector.element]
     signature = ir.FunctionType(vector, [vector] * len(arguments))
     function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.{name}.v{vector.count}{kind}")
