@@ -21,3 +21,13 @@ def home(tmp_path, monkeypatch):
 def images():
     """300 random uint8 images of 16 x 16 pixels."""
     return torch.randint(0, 256, (300, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def one_thread():
+    """One thread and one seed, whatever the kernels' own threads have made of torch's number; put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

@@ -16,14 +16,7 @@ from onebit.kernels.packing import filled_words, pack_codes, pack_signs
 from onebit.kernels.weights import Codes, code_constants, pack_bits, pack_weights, sign_constants, unpack_weights
 from onebit.quantizers import sign
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # integers ------------------------------------------------------------------------------------------------------------

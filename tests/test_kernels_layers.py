@@ -28,13 +28,7 @@ RULES = ("sign", "rsign", "reste", "xnor", "bidm", "bidm:threshold=False,bias=Tr
          "lsq:3", "lsq:4", "lsq:8", "lsq:4,signed=False", "insta", "insta:4")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # layers --------------------------------------------------------------------------------------------------------------
