@@ -70,7 +70,7 @@ release: $(ENVIRONMENT)  ## copy the profile's results into data/released/, to b
 	$(PY) -m onebit.study release --dataset $(DATASET) --profile $(PROFILE)
 
 lock: .tools/bin/uv  ## resolve the pins anew from pyproject.toml
-	.tools/bin/uv pip compile -q pyproject.toml --extra dev --universal --generate-hashes --python-version 3.11 \
+	.tools/bin/uv pip compile -q pyproject.toml --extra dev --extra cluster --extra site --universal --generate-hashes --python-version 3.11 \
 	    --no-header -o requirements.lock
 
 clean:  ## remove build/ (data/, with its downloads and runs, stays)
