@@ -7,6 +7,7 @@ import shutil
 import socket
 import zlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +105,8 @@ def load(name: str, split: str = "train") -> Dataset:
     A limit after an @ keeps that many training images, drawn at random, always the same; the test split stays whole.
 
     Looks in `data/`, then downloads (torchvision).  MNIST's decompressed files are checked against their published
-    MD5s at every load; Fashion-MNIST and KMNIST, whose archives torchvision checks, against their exact size.
+    MD5s; Fashion-MNIST and KMNIST, whose archives torchvision checks, against their exact size.  A process reads
+    files anew only if they have changed: the images are shared by all who load them, not to be written to.
 
     Raises    ValueError for an unknown name, subset or split; CorruptFile for a damaged file;
               DataUnavailable if the set is not there and cannot be downloaded.
@@ -169,11 +171,18 @@ def _load_digits(split: str) -> tuple[Tensor, Tensor]:
 
 
 def _load_idx(base: str, split: str) -> tuple[Tensor, Tensor]:
+    _ensure_files(base)
+    files = [(_raw(base) / file).stat() for file in IDX_FILES]
+    return _read_idx(paths.DATA, base, split, tuple((file.st_size, file.st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=4)
+def _read_idx(root: Path, base: str, split: str, state: tuple) -> tuple[Tensor, Tensor]:
+    """`state` changes with the files, so that altered ones are checked again."""
     import torchvision
 
-    _ensure_files(base)
     _check_files(base)
-    dataset = getattr(torchvision.datasets, TORCHVISION_CLASS[base])(paths.DATA, train=split == "train")
+    dataset = getattr(torchvision.datasets, TORCHVISION_CLASS[base])(root, train=split == "train")
     return dataset.data[:, None].contiguous(), dataset.targets.long()
 
 

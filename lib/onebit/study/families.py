@@ -1,5 +1,7 @@
 """The families of metrics: which numbers answer which question.  Definitions and sources are in `onebit.metrics`."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -174,10 +176,13 @@ def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
 
 def _spatial(source: Source, protocol: Protocol, wait: bool) -> metrics.Estimate:
     """sFID's idea: the Fréchet distance of a feature map that still knows where things are."""
-    judge = results.judge(protocol.judge, wait)
-    train = data.load(protocol.dataset, "train").draw(protocol.reference).images
-    real = Gaussian.fit(look_spatially(judge, train))
-    return metrics.frechet(look_spatially(judge, source.images(wait)), real)
+    real = _spatial_reference(protocol.judge, protocol.dataset, protocol.reference, wait)
+    return metrics.frechet(look_spatially(results.judge(protocol.judge, wait), source.images(wait)), real)
+
+
+@lru_cache(maxsize=4)
+def _spatial_reference(judge: results.JudgeSpec, dataset: str, n: int, wait: bool) -> Gaussian:
+    return Gaussian.fit(look_spatially(results.judge(judge, wait), data.load(dataset, "train").draw(n).images))
 
 
 def texture(source: Source, protocol: Protocol, wait: bool) -> Measured:

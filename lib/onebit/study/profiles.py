@@ -75,12 +75,12 @@ PUBLISHED = {"lr": 1e-3}  # Adam, constant rate, no averaging
 PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
-        name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(0.1, 0.3, 0.6), unet_steps=40,
+        name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4,
-        subset_samples=150, train_limit=2_000,
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=3, ablation_rows=3,
+        batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
