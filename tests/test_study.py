@@ -1,4 +1,4 @@
-"""Runs, profiles, keyed results and the engine, on the embedded digits."""
+"""Runs, profiles and keyed results, on the embedded digits."""
 
 import io
 import subprocess
@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from onebit import data
-from onebit.errors import DataUnavailable
-from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engine, evaluation, results, tables
+from onebit.errors import DataUnavailable, EngineUnavailable
+from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engines, evaluation, results, tables
 from onebit.study.__main__ import main
-from onebit.study.profiles import Job
 
 TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=1e-3, ema=0.9, precision="float32")
 FEW = SampleSpec("ddim", 4, 140)
@@ -211,40 +210,6 @@ def test_weights_loaded_in_a_new_process_compute_the_same_bits(home):
     assert out.stdout.strip() == here.double().numpy().tobytes().hex()
 
 
-def test_the_engine_reports_a_failure_and_still_computes_the_rest(home, capsys):
-    done = []
-
-    def job(name, error=None):
-        def compute(wait=True):
-            if error:
-                raise error
-            done.append(name)
-
-        return Job(cache.Entry("demo", name, {}), compute)
-
-    failures = engine.work([job("a"), job("b", RuntimeError("boom")), job("c")])
-    assert done == ["a", "c"] and [str(e) for _, e in failures] == ["boom"]
-    assert "FAILED demo-b" in capsys.readouterr().err
-
-
-def test_the_engine_comes_back_to_what_another_process_had_in_hand(home, monkeypatch):
-    monkeypatch.setattr(engine, "POLL_SECONDS", 0.01)
-    order, busy = [], iter([True, True, False])
-
-    def first(wait=True):
-        if next(busy):
-            raise cache.Busy("elsewhere")
-        order.append("first")
-
-    engine.work(
-        [
-            Job(cache.Entry("demo", "first", {}), first),
-            Job(cache.Entry("demo", "second", {}), lambda wait=True: order.append("second")),
-        ]
-    )
-    assert order == ["second", "first"]
-
-
 class TestPrepare:
     """The three cases of `make paper`, each said in one line."""
 
@@ -258,8 +223,12 @@ class TestPrepare:
     @pytest.fixture
     def computed(self, monkeypatch):
         calls = []
-        monkeypatch.setattr(engine, "run", lambda study, jobs: calls.append((study.dataset, study.profile.name)) and 0)
+        monkeypatch.setattr(engines, "run", lambda jobs, *how: calls.append([job.entry.name for job in jobs]) or [])
         return calls
+
+    @staticmethod
+    def names(profile, dataset):
+        return [job.entry.name for job in Study.named(profile, dataset).jobs()]
 
     def test_everything_there_renders_whatever_data_is_present(self, home, computed, monkeypatch, capsys):
         monkeypatch.setattr(cache, "find", lambda entry: home)
@@ -270,22 +239,40 @@ class TestPrepare:
     def test_something_missing_with_data_at_hand_is_computed(self, home, computed, monkeypatch, capsys):
         monkeypatch.setattr(data, "available", lambda name: True)
         assert self.call("--profile", "smoke") == (0, ["mnist", "smoke"])
-        assert "computing" in capsys.readouterr().err and computed == [("mnist", "smoke")]
+        assert "computing" in capsys.readouterr().err and computed == [self.names("smoke", "mnist")]
 
     def test_something_missing_without_data_runs_on_digits_and_says_so(self, home, computed, monkeypatch, capsys):
         monkeypatch.setattr(data, "available", lambda name: name == "digits")
         assert self.call("--profile", "smoke") == (0, ["digits", "smoke"])
-        assert "embedded digits instead" in capsys.readouterr().err and computed == [("digits", "smoke")]
+        assert "embedded digits instead" in capsys.readouterr().err and computed == [self.names("smoke", "digits")]
 
     def test_a_data_set_asked_for_by_name_is_never_swapped(self, home, computed, monkeypatch, capsys):
         monkeypatch.setattr(data, "available", lambda name: False)
         assert self.call("--profile", "smoke", "--dataset", "kmnist") == (1, [])
         assert "DATASET=digits" in capsys.readouterr().err and computed == []
 
-    def test_failed_runs_fail_the_command(self, home, monkeypatch):
+    def test_failed_runs_fail_the_command_and_are_named_at_the_end(self, home, monkeypatch, capsys):
         monkeypatch.setattr(data, "available", lambda name: True)
-        monkeypatch.setattr(engine, "run", lambda study, jobs: 1)
+        monkeypatch.setattr(engines, "run", lambda jobs, *how: [engines.Failure(jobs[0], "ValueError: boom")])
         assert self.call("--profile", "smoke")[0] == 1
+        assert capsys.readouterr().err.endswith("judge-mnist-s0-" + Study.named("smoke", "mnist").jobs()[0].entry.key
+                                                + ": ValueError: boom\n")
+
+    def test_an_unknown_engine_is_refused_with_the_names_of_all(self, home, capsys):
+        with pytest.raises(SystemExit):
+            main(["prepare", "--engine", "threads"])
+        said = capsys.readouterr().err
+        assert all(name in said for name in engines.ENGINES)
+
+    def test_an_engine_that_cannot_be_started_fails_the_command_in_one_line(self, home, monkeypatch, capsys):
+        monkeypatch.setattr(data, "available", lambda name: True)
+
+        def unavailable(*how):
+            raise EngineUnavailable("no scheduler answers")
+
+        monkeypatch.setattr(engines, "run", unavailable)
+        assert self.call("--profile", "smoke") == (1, [])
+        assert capsys.readouterr().err.splitlines()[-1] == "no scheduler answers"
 
 
 def test_latent_weights_put_output_channels_first(home):

@@ -1,4 +1,4 @@
-"""python -m onebit.study: prepare all results of a profile, wherever they come from, or release them."""
+"""python -m onebit.study: plan the results of a profile, prepare them, wherever they come from, or release them."""
 
 import argparse
 import sys
@@ -6,8 +6,8 @@ import sys
 import torch
 
 from .. import data
-from ..errors import CorruptFile
-from . import cache, engine
+from ..errors import CorruptFile, EngineUnavailable
+from . import cache, engines
 from .profiles import PROFILES, Job, Study
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return COMMANDS[options.command](options)
-    except CorruptFile as error:
+    except (CorruptFile, EngineUnavailable) as error:
         say(str(error))
         return 1
 
@@ -42,7 +42,7 @@ def prepare(options: argparse.Namespace) -> int:
         say(f"{len(missing)} results of {wanted}/{profile} missing and its data at hand: computing them")
     else:
         say(f"every result of {wanted}/{profile} is released or cached: rendering")
-    if missing and engine.run(Study.named(profile, wanted), options.jobs or engine.processes()):
+    if missing and _failed(engines.run(missing, options.engine, options.jobs, options.threads)):
         return 1
     print(wanted, profile)
     return 0
@@ -59,24 +59,39 @@ def _missing(dataset: str, profile: str) -> list[Job]:
     return [job for job in Study.named(profile, dataset).jobs() if cache.find(job.entry) is None]
 
 
-def work(options: argparse.Namespace) -> int:
-    """One worker process of `train`."""
-    torch.set_num_threads(options.threads)
-    return len(engine.work(Study.named(options.profile, options.dataset).jobs()))
+def _failed(failures: list[engines.Failure]) -> bool:
+    """Name at the end everything that failed."""
+    if failures:
+        say(f"{len(failures)} results could not be computed:")
+    for job, error in failures:
+        say(f"  {job.entry.name}: {error}")
+    return bool(failures)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print what is missing, what it costs on this machine, and how that scales; takes half a minute."""
+    from .plan import plan as text_of  # with its tables, which `prepare` can do without
+
+    profile, wanted = _wanted(options)
+    print(text_of(Study.named(profile, wanted), options.threads))
+    return 0
 
 
 def release(options: argparse.Namespace) -> int:
     """Copy the profile's results into data/released/ (to be committed); fails if one is missing."""
-    for job in Study.named(*_wanted(options)).jobs():
-        folder = cache.find(job.entry)
-        if folder is None:
-            say(f"{job.entry.name} is not computed yet; run make train first")
-            return 1
-        cache.release(folder)
+    from .release import released
+
+    study = Study.named(*_wanted(options))
+    try:
+        for _ in released(study):
+            pass
+    except (FileNotFoundError, ValueError) as error:
+        say(str(error))
+        return 1
     return 0
 
 
-COMMANDS = {"prepare": prepare, "work": work, "release": release}
+COMMANDS = {"plan": plan, "prepare": prepare, "release": release}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,11 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__)
-        auto = ["auto"] if name != "work" else []
-        command.add_argument("--profile", choices=[*auto, *PROFILES], default="auto" if auto else "laptop")
-        command.add_argument("--dataset", choices=[*auto, *data.NAMES], default="auto" if auto else "mnist")
-        command.add_argument("--jobs", type=int, default=0, help="processes (prepare); 0: as many as pay")
-        command.add_argument("--threads", type=int, default=1, help="threads of this process (work)")
+        command.add_argument("--profile", choices=["auto", *PROFILES], default="auto")
+        command.add_argument("--dataset", choices=["auto", *data.NAMES], default="auto")
+        if function is not release:
+            command.add_argument("--threads", type=int, default=0, help="of each worker; 0: the cores shared out")
+        if function is prepare:
+            command.add_argument("--engine", choices=engines.ENGINES, default="local", help="where to compute")
+            command.add_argument("--jobs", type=int, default=0, help="processes; 0: as many as pay")
     return parser
 
 

@@ -1,0 +1,61 @@
+"""Computing many results, by any of several engines: whichever it is, the same results.
+
+A result is named by the hash of what decides it, is written once and atomically, and a job that finds it there is done:
+so an engine decides only where and when.  `serial` computes one after another in this process, `local` in several
+processes of this machine, `dask` on the workers of a dask.distributed cluster, on any number of machines.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ...errors import unknown
+from ..profiles import Job
+from .driver import Engine, Failure, drive
+from .local import Local
+from .progress import Progress
+from .serial import Serial
+
+ENGINES = ("serial", "local", "dask")
+
+__all__ = ["ENGINES", "Failure", "default_processes", "run"]
+
+
+def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads: int = 0) -> list[Failure]:
+    """Compute jobs, prerequisites first, and tell of it on stderr.  Returns what could not be computed.
+
+    processes    of `local` and of `dask` on this machine; 0: as many as pay
+    threads      of torch in each of them (results depend on it in their last bits); 0: this machine's cores shared
+                 out; on the workers of somebody's own scheduler, one
+    Raises       ValueError for an unknown engine; EngineUnavailable for one that cannot be started, or whose workers
+                 cannot take part.
+    """
+    if engine not in ENGINES:
+        unknown("engine", engine, ENGINES)
+    with _engine(engine, processes, threads) as started, Progress(jobs, started.workers) as progress:
+        print(f"computing {len(jobs)} results: {started}", file=sys.stderr, flush=True)
+        return drive(jobs, started, progress)
+
+
+def _engine(name: str, processes: int, threads: int) -> Engine:
+    if name == "serial":
+        return Serial(threads or _cores())
+    processes = processes or default_processes()
+    shared = threads or max(1, _cores() // processes)
+    if name == "local":
+        return Local(processes, shared)
+    from .cluster import Cluster  # an optional extra
+
+    return Cluster(os.environ.get("DASK_SCHEDULER", ""), processes, threads, shared)
+
+
+def default_processes() -> int:
+    """How many pay: one per core up to four on a CPU (two single-threaded processes train a quarter more images per
+    second than one with two threads), one on a GPU."""
+    return 1 if torch.cuda.is_available() else min(4, _cores())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

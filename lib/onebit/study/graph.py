@@ -1,0 +1,76 @@
+"""Which results a result is made from, read from what its key is a hash of."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+
+from . import evaluation, results
+from .cache import Entry
+from .evaluation import Protocol
+from .profiles import Job
+from .results import JudgeSpec, SampleSpec
+from .run import Run
+
+OF_THE_NETWORK = ("overfitting", "walking", "activity", "mimicry")  # families that need the weights, and no samples
+
+
+def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
+    """For each job, by name, those others of the list whose results it reads, in the order of the list.
+
+    What is not in the list is there already, or the job computes it itself.
+    """
+    listed = {job.entry.name: job.entry for job in jobs}
+    order = {name: i for i, name in enumerate(listed)}
+    reads = {name: {other.name for other in _reads(entry)} & order.keys() - {name} for name, entry in listed.items()}
+    return {name: tuple(sorted(found, key=order.__getitem__)) for name, found in reads.items()}
+
+
+def run_of(spec: dict) -> Run:
+    """The run whose `spec` this is."""
+    known = {f.name: spec[f.name] for f in fields(Run) if f.name in spec}
+    return Run(**known | ({"teacher": run_of(spec["teacher"])} if spec.get("teacher") else {}))
+
+
+def _reads(entry: Entry) -> Iterator[Entry]:
+    spec = entry.spec
+    if entry.kind == "train":
+        yield from _trainings(spec.get("teacher"))
+    elif entry.kind == "samples":
+        yield from _trainings(spec["run"])
+    elif entry.kind == "calibration":
+        yield results.judge_entry(JudgeSpec(**{f.name: spec[f.name] for f in fields(JudgeSpec)}))
+    elif entry.kind == "timing":
+        for run in spec.get("runs", {}).values():
+            yield from _trainings(run)
+    elif entry.kind == "evaluation":
+        yield from _evaluated(spec)
+
+
+def _trainings(spec: dict | None) -> Iterator[Entry]:
+    if spec:
+        yield results.training_entry(run_of(spec))
+
+
+def _evaluated(spec: dict) -> Iterator[Entry]:
+    family, source, protocol = spec["family"], spec["source"], _protocol(spec["protocol"])
+    if family in OF_THE_NETWORK:
+        yield from _trainings(source["run"])
+        if family == "mimicry":
+            yield from _trainings(source["run"].get("teacher"))
+        if family == "walking":
+            yield results.judge_entry(protocol.judge)
+        return
+    if "run" in source:
+        yield results.samples_entry(run_of(source["run"]), SampleSpec(**source["samples"]), "kernels" in source)
+    yield results.judge_entry(protocol.judge)
+    if family == "distribution":
+        yield from map(results.judge_entry, protocol.more_judges)
+    if family == "memorization":
+        yield evaluation.entry("neighbours", protocol.control, protocol)
+    if family == "legibility":
+        yield results.calibration_entry(protocol.judge)
+        yield results.logistic_entry(protocol.dataset)
+
+
+def _protocol(spec: dict) -> Protocol:
+    judges = tuple(JudgeSpec(**judge) for judge in spec["more_judges"])
+    return Protocol(**spec | {"judge": JudgeSpec(**spec["judge"]), "more_judges": judges})
