@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -49,21 +48,13 @@ def test_nothing_executed_is_an_error_that_names_the_mend(tmp_path):
         publish.back(tmp_path, tmp_path)
 
 
-def test_the_site_links_its_pages(tmp_path):
-    for name in ("01_a", "02_b"):
-        nbformat.write(executed(), tmp_path / f"{name}.ipynb")
-    publish.site(tmp_path, tmp_path / "site")
-    first, index = ((tmp_path / "site" / f"{n}.html").read_text() for n in ("01_a", "index"))
-    assert 'href="02_b.html"' in first and ".ipynb" not in first.split("<body")[1]
-    assert "Title &amp; more" in index and "Does it work?" in index
-
-
 def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_path):
     ledger, page = tmp_path / "claims.csv", tmp_path / "README.md"
     header = "claim_id,source,claim,published,measured,ci_low,ci_high,n_seeds,verdict,notebook,runs\n"
     ledger.write_text(header + "a,000,It is 1 bit,1.0,0.34974,,,0,contradicted,01,\n"
                       "b,000,A gap,1.7639,1.5,1.2,1.8,2,direction only,02,\n"
-                      "c,001,Not yet,,,,,0,not testable here (x),07,\n")
+                      "c,001,Not yet,,,,,0,not testable here (x),07,\n"
+                      "d,001,Open,2.0,3.0,1.0,9.0,2,not testable here (interval too wide),07,\n")
     page.write_text(f"top\n{publish.CLAIMS_START}\nold\n{publish.CLAIMS_END}\nend\n")
     publish.readme(ledger, page)
     publish.readme(ledger, page)
@@ -72,6 +63,9 @@ def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_p
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert cells[2] == ["It is 1 bit", "000", "1", "0.35", "contradicted", "01"]
     assert cells[3] == ["A gap", "000", "1.764", "1.5 [1.2, 1.8]", "direction only", "02"]
+    assert "4 claims: 1 direction only, 1 contradicted, 2 not testable here." in text
+    decided, folded = text.split("<details><summary>1 more")
+    assert "| Open" not in decided and "| Open" in folded and text.count("| A gap") == 1
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         publish.readme(ledger, page)
