@@ -9,30 +9,41 @@ PROFILE ?= auto
 DATASET ?= auto
 PYTHON  ?= python3
 JOBS    ?= 0
+THREADS ?= 0
 UV_VERSION := 0.13.8
 
 ENVIRONMENT ?= .venv/.complete
 PY  ?= .venv/bin/python
-LIB := $(shell find lib -name '*.py' -o -name '*.mplstyle' -o -name '*.toml') requirements.lock
+LIB := $(shell find lib -path lib/onebit/site -prune -false -o -name '*.py' -o -name '*.mplstyle' -o -name '*.toml' \
+    -o -path '*/demo/*.js' -o -path '*/demo/*.wasm' -o -path '*/demo/page.*') requirements.lock
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)
 export FROM_SCRATCH ?=
+# in a log file progress bars are drawn rarely
+COMPUTE = $(shell test -t 2 || echo TQDM_MININTERVAL=60) $(PY) -m onebit.study prepare \
+    --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS) --threads $(THREADS)
 
-.PHONY: help paper smoke series train test lint lab bench site publish release lock clean FORCE
+.PHONY: help paper smoke series train plan test lint lab bench site demo publish solutions verify release lock clean FORCE
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo; echo "  PROFILE=smoke|laptop|paper  DATASET=mnist|fashion_mnist|kmnist|digits  FROM_SCRATCH=1  JOBS=processes"
+	@echo; echo "  PROFILE=smoke|laptop|paper  DATASET=mnist|fashion_mnist|kmnist|digits  FROM_SCRATCH=1"
+	@echo "  ENGINE=serial|local|dask  JOBS=processes  THREADS=of each  DASK_SCHEDULER=address"
 
 paper: $(ENVIRONMENT)  ## every figure and table: compute what is missing, execute the notebooks
-	@choice=$$($(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS)); set -- $$choice; \
+	@choice=$$($(COMPUTE) --engine $(or $(ENGINE),local)); set -- $$choice; \
 	$(MAKE) --no-print-directory -j 2 series DATASET=$$1 PROFILE=$$2
 
 smoke: $(ENVIRONMENT)  ## the same at toy size, in minutes: every line runs, no number means anything
 	@$(MAKE) --no-print-directory paper PROFILE=smoke
 
-series: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
+series: $(OUT)/.manifest
 	@echo "done: $(OUT)/"
+
+# what the figures and tables are made of, and their checksums
+$(OUT)/.manifest: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
+	@$(PY) -m onebit.manifest --dataset $(DATASET) --profile $(PROFILE)
+	@touch $@
 
 # a failed notebook stays beside its target under a dotted name, with its traceback
 $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
@@ -43,8 +54,11 @@ $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
 # the verdicts are read from the tables that the other notebooks write
 $(OUT)/09_verdicts.ipynb: $(filter-out %/09_verdicts.ipynb,$(NOTEBOOKS:notebooks/%=$(OUT)/%))
 
-train: $(ENVIRONMENT)  ## the grid of runs only, resumable: make train PROFILE=laptop DATASET=mnist
-	@$(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS) > /dev/null
+train: $(ENVIRONMENT)  ## the grid of runs only, resumable: make train ENGINE=dask DASK_SCHEDULER=tcp://host:8786
+	@$(COMPUTE) --engine $(or $(ENGINE),serial) > /dev/null
+
+plan: $(ENVIRONMENT)  ## what is missing, how long it takes on this machine and on many, what disk it needs
+	@$(PY) -m onebit.study plan --dataset $(DATASET) --profile $(PROFILE) --threads $(THREADS)
 
 test: $(ENVIRONMENT)  ## every check: equations, interrupted runs, and the whole series at the smallest size
 	$(PY) -m ruff check lib tests notebooks
@@ -56,15 +70,28 @@ lab: $(ENVIRONMENT)  ## JupyterLab in the project's environment
 bench: $(ENVIRONMENT)  ## measure speed on this machine and write figures/bench.csv
 	$(PY) -m onebit.bench
 
-site: $(ENVIRONMENT)  ## the executed notebooks as linked HTML pages, in build/site
-	@choice=$$($(PY) -m onebit.study prepare --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS)); set -- $$choice; \
+site: $(ENVIRONMENT)  ## the study as a static site to read, without a network too, in build/site
+	@choice=$$($(COMPUTE) --engine $(or $(ENGINE),local)); set -- $$choice; \
 	$(MAKE) --no-print-directory -j 2 series DATASET=$$1 PROFILE=$$2; \
-	$(PY) -m onebit.publish site build/$$1/$$2 build/site
+	$(PY) -m onebit.site build/$$1/$$2 build/site
+
+demo: $(ENVIRONMENT)  ## compile the kernels of the live demo in notebook 08 (npm installs the pinned compiler)
+	@$(PY) -m onebit.demo.build
 
 publish: $(ENVIRONMENT)  ## executed notebooks of the reference study, and its claims, into notebooks/ and README.md
 	$(PY) -m onebit.publish back build/mnist/laptop notebooks
 	$(PY) -m onebit.publish readme figures/claims.csv README.md
 	@touch build/mnist/laptop/*.ipynb
+
+solutions: $(ENVIRONMENT)  ## execute the solutions of the exercises for the reference study, in place
+	@mkdir -p build/mnist/laptop/solutions
+	@for path in notebooks/solutions/[0-9]*.ipynb; do \
+	    $(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE laptop -p DATASET mnist \
+	        $$path build/mnist/laptop/solutions/$${path##*/}; done
+	$(PY) -m onebit.publish back build/mnist/laptop/solutions notebooks/solutions
+
+verify: $(ENVIRONMENT)  ## every committed table again from released results, one training and some metrics; a verdict each
+	@$(PY) -m onebit.verify
 
 release: $(ENVIRONMENT)  ## copy the profile's results into data/released/, to be committed
 	$(PY) -m onebit.study release --dataset $(DATASET) --profile $(PROFILE)

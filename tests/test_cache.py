@@ -7,7 +7,7 @@ import pytest
 
 from onebit import paths
 from onebit.study import cache
-from onebit.study.cache import Busy, Entry
+from onebit.study.cache import Busy, Entry, NotReleased
 
 ENTRY = Entry("demo", "a-label", {"x": 1})
 
@@ -79,6 +79,42 @@ def test_a_released_result_comes_first_unless_from_scratch(home, monkeypatch):
     assert cache.find(ENTRY) == paths.RELEASED / ENTRY.name
     monkeypatch.setenv("FROM_SCRATCH", "1")
     assert cache.find(ENTRY) == paths.RUNS / ENTRY.name
+
+
+def test_a_result_may_be_released_in_another_form_with_checksums_of_its_own(home):
+    folder = cache.get(ENTRY, write("hello"))
+    plain = cache.release(folder)
+
+    def shout(work):
+        assert [p.name for p in work.iterdir()] == ["result.txt"]
+        (work / "result.txt").rename(work / "loud.txt")
+        (work / "loud.txt").write_text("HELLO")
+        return {"voice": "loud"}
+
+    assert cache.release(plain, shout, form=1) == plain  # replaced where it lies
+    assert cache.find(ENTRY) == plain and (plain / "loud.txt").read_text() == "HELLO"
+    told, own = cache.manifest(plain), cache.manifest(folder)
+    assert told["voice"] == "loud" and told["form"] == 1 and set(told["files"]) == {"loud.txt"}
+    assert all(told[key] == own[key] for key in ("key", "spec", "facts", "provenance", "elapsed_seconds"))
+    cache.release(folder, refuse, form=1)  # it is there, in this form
+    assert [p.name for p in paths.RELEASED.iterdir()] == [ENTRY.name]
+
+
+def test_a_release_that_fails_leaves_what_was_there(home):
+    released = cache.release(cache.get(ENTRY, write("hello")))
+    with pytest.raises(AssertionError):
+        cache.release(released, refuse, form=1)
+    assert cache.find(ENTRY) == released and (released / "result.txt").read_text() == "hello"
+
+
+def test_nothing_is_computed_where_released_results_alone_are_to_be_read(home, monkeypatch):
+    monkeypatch.setenv("RELEASED_ONLY", "1")
+    with pytest.raises(NotReleased, match=r"demo-a-label-.*make release"):
+        cache.get(ENTRY, refuse)
+    monkeypatch.delenv("RELEASED_ONLY")
+    cache.release(cache.get(ENTRY, write("hello")))
+    monkeypatch.setenv("RELEASED_ONLY", "1")
+    assert cache.get(ENTRY, refuse) == paths.RELEASED / ENTRY.name
 
 
 def test_a_damaged_released_result_is_reported_but_left_in_place(home):

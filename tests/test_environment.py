@@ -23,7 +23,7 @@ def test_the_lock_is_hashed_and_names_no_host():
 
 
 def test_every_direct_dependency_is_locked_and_installed_at_its_pin():
-    wanted = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    wanted = [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
     for requirement in wanted:
         name, constraint = re.match(r"([a-z0-9-]+)(.*)", requirement).groups()
         assert name in pins(), f"{name} is not in requirements.lock: run make lock"
@@ -53,5 +53,5 @@ def test_importing_the_package_imports_no_heavy_library():
 
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("paper", "smoke", "test", "lab", "train", "bench", "site", "clean", "lock", "publish"):
+    for target in ("paper", "smoke", "test", "lab", "train", "bench", "site", "clean", "lock", "publish", "plan"):
         assert re.search(rf"^\s+make {target}\s", listed, re.M), target

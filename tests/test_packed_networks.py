@@ -34,6 +34,20 @@ def test_every_recipe_comes_back_with_the_weights_it_was_packed_with(how, tmp_pa
         torch.testing.assert_close(output(loaded), output(model), rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("how", [name for name in RECIPES if name not in ("fp16", "ptq-1bit")])
+def test_an_exact_file_rounds_nothing(how, tmp_path):
+    """All else keeps its bits, and a weight is its integer times its scale, as the rule computes it."""
+    model, _ = packed(tmp_path, how)
+    save_packed(model, tmp_path / "exact", exact=True)
+    loaded, state = load_packed(tmp_path / "exact"), model.state_dict()
+    layers = quantized_layers(model)
+    for name, layer in quantized_layers(loaded).items():
+        torch.testing.assert_close(layer.quantized_weight(), layers[name].quantized_weight(), rtol=1e-6, atol=0)
+        assert layer.rule.scale_bits == layers[name].rule.scale_bits
+    others = {k: v for k, v in loaded.state_dict().items() if k.removesuffix(".weight") not in layers}
+    assert others and all(torch.equal(v, state[k]) for k, v in others.items())
+
+
 def rows(x, out_dim):
     return x.movedim(out_dim, 0).flatten(1)
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -11,32 +13,32 @@ import papermill
 import pytest
 
 from onebit.publish import source_hash
+from onebit.study import Study, golden
+from onebit.verify.cells import MEASURED, compare
+from onebit.verify.tables import execute
 
-pytestmark = pytest.mark.timeout(1_200)  # the first test waits for the whole study
+pytestmark = pytest.mark.timeout(2_400)  # the first test of a home waits for the whole study
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+SOLUTIONS = sorted((Path(__file__).parents[1] / "notebooks/solutions").glob("[0-9]*.ipynb"))
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
     """A home in which the smoke study on digits has been computed, by two processes, from nothing."""
-    home = tmp_path_factory.mktemp("home")
-    environment = os.environ | {"ONEBIT_HOME": str(home)}
-    command = [
-        sys.executable,
-        "-m",
-        "onebit.study",
-        "prepare",
-        "--profile",
-        "smoke",
-        "--dataset",
-        "digits",
-        "--jobs",
-        "2",
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["digits", "smoke"]
+    return computed(tmp_path_factory.mktemp("home"))
+
+
+def computed(home):
+    study("prepare", home, "--jobs", "2")
     return home
+
+
+def study(command, home, *options):
+    """One command of the study at its smallest size, on digits, in a home of its own."""
+    line = [sys.executable, "-m", "onebit.study", command, "--profile", "smoke", "--dataset", "digits", *options]
+    done = subprocess.run(line, env=os.environ | {"ONEBIT_HOME": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == (["digits", "smoke"] if command == "prepare" else [])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -56,6 +58,59 @@ def test_a_notebook_runs_from_any_folder_and_computes_nothing_the_grid_has_not(s
     assert saved and all(p.with_name(f"{p.name}.json").exists() for p in saved if p.suffix in (".png", ".csv"))
     claims = pd.read_csv(figures / ("claims.csv" if path.stem == "09_verdicts" else f"{path.stem[:2]}_claims.csv"))
     assert {"claim_id", "source", "claim", "published", "measured", "verdict"} <= set(claims.columns) and len(claims)
+
+
+@pytest.fixture(scope="module")
+def twice(series, tmp_path_factory):
+    """The tables of two executions of the series, computations included, each in a home of its own."""
+    again = computed(tmp_path_factory.mktemp("again"))
+    write_tables(series, [path for path in NOTEBOOKS if not list(tables_of(series).glob(f"{path.name[:2]}_*.csv"))])
+    write_tables(again, NOTEBOOKS)
+    return tables_of(series), tables_of(again)
+
+
+def tables_of(home):
+    return home / "build/digits/smoke/figures"
+
+
+def write_tables(home, notebooks):
+    """Execute notebooks two at a time, the one that reads the others' tables last."""
+    run = partial(execute, Study.named("smoke", "digits"), home, {})
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(run, [path for path in notebooks if path.stem[:2] != "09"]))
+    errors += [run(path) for path in NOTEBOOKS if path.stem[:2] == "09"]
+    assert not any(errors), errors
+
+
+def test_two_executions_give_the_same_tables_but_for_what_a_clock_measured(twice):
+    """Byte for byte; what a clock measured is declared, cell by cell, in onebit.verify.cells."""
+    first, second = ({path.name: path.read_text() for path in folder.glob("*.csv")} for folder in twice)
+    assert set(first) == set(second) and len(first) > 60
+    same = {name for name in first if first[name] == second[name]}
+    timed = {f"{name}.csv" for name in MEASURED} | {"08_claims.csv", "claims.csv"}
+    assert set(first) - same <= timed
+    for name in sorted(set(first) - same):
+        assert compare(Path(name).stem, first[name], second[name], exact=True, clocked=False).wrong == (), name
+
+
+def test_the_series_is_released_for_digits_as_for_mnist_and_then_needs_nothing_else(twice):
+    home = twice[1].parents[3]
+    study("release", home)
+    released, own = home / "data/released", home / "data/runs"
+    wanted = {job.entry.name for job in Study.named("smoke", "digits").jobs()}
+    assert {path.name for path in released.iterdir()} == wanted | {golden.entry().name}
+    own.rename(home / "elsewhere")
+    study("prepare", home)
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
+def test_a_solution_runs_after_the_series_and_adds_nothing_to_it(series, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBIT_HOME", str(series))
+    before = sorted(p for p in series.rglob("*") if ".partial" not in p.parts)
+    size = {"PROFILE": "smoke", "DATASET": "digits"}
+    papermill.execute_notebook(path, tmp_path / path.name, parameters=size, cwd=tmp_path, progress_bar=False)
+    assert sorted(p for p in series.rglob("*") if ".partial" not in p.parts) == before
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -28,6 +28,13 @@ def library_fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
+def folder_of(dataset: str, profile: str) -> Path:
+    """Where the figures and tables of a data set and a profile are saved."""
+    if profile != REFERENCE:
+        return paths.BUILD / dataset / profile / "figures"
+    return paths.FIGURES if dataset == "mnist" else paths.FIGURES / dataset
+
+
 @dataclass(frozen=True)
 class Report:
     """Saves what one notebook shows.  report = Report("02", study)
@@ -45,10 +52,7 @@ class Report:
     def folder(self) -> Path:
         if self.root:
             return Path(self.root)
-        name, profile = self.study.dataset, self.study.profile.name
-        if profile != REFERENCE:
-            return paths.BUILD / name / profile / "figures"
-        return paths.FIGURES if name == "mnist" else paths.FIGURES / name
+        return folder_of(self.study.dataset, self.study.profile.name)
 
     def figure(self, figure: Figure, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
         """Stamp, show and save a figure as PNG and PDF; returns the PNG's path."""

@@ -24,14 +24,15 @@ WEIGHT, SCALES = "weight", "scales"  # a packed layer's tensors, after its name 
 DEFAULTS = {"axis": 0, "group": None, "base": 2, "levels": (-1, 2, 2)}  # of a layer in the header
 
 
-def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots") -> None:
+def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exact: bool = False) -> None:
     """Write a network in few bits: one safetensors file that `load_packed` reads.
 
     Quantized layers keep the integers and scales of their rules (1 bit per weight and basis, k bits for k-bit rules,
     2 for ternary ones, or 1.6 with `ternary="base3"`), no latent weights.  Scales and everything else are float16; a
     tensor that float16 does not hold to 2^-11 of its largest value (of each value, for scales) stays float32, with
     a warning where it is scales.  Integer and boolean buffers stay as they are.  This rounding moves outputs by about
-    1e-3 of their size in weight-only networks; where inputs are quantized too, some fall into another step.
+    1e-3 of their size in weight-only networks; where inputs are quantized too, some fall into another step.  With
+    `exact` nothing is rounded: scales and everything else stay as they are, in a file about half as long again.
 
     Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, or layers that are not as
               `recipes.quantize` leaves them, whose recipe nobody knows.
@@ -42,8 +43,9 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots") -> N
     if (how.weights == "none") != (not layers) or not all(isinstance(y.rule, WeightRule) for y in layers.values()):
         raise ValueError("the model's layers are not as recipes.quantize leaves them: quantize it with that, and pack "
                          "it before it is frozen or given kernels")
-    packed = {name: _packed(name, layer, ternary) for name, layer in layers.items()}
-    tensors = {name: half(value) if value.is_floating_point() else value for name, value in _rest(model, packed)}
+    packed = {name: _packed(name, layer, ternary, exact) for name, layer in layers.items()}
+    tensors = {name: half(value) if value.is_floating_point() and not exact else value
+               for name, value in _rest(model, packed)}
     for name, one in packed.items():
         tensors[f"{name}.{WEIGHT}"] = torch.from_numpy(one.data)
         tensors[f"{name}.{SCALES}"] = torch.from_numpy(one.scales)
@@ -85,12 +87,12 @@ def load_packed(
     return model.eval()
 
 
-def _packed(name: str, layer: nn.Module, ternary: str) -> Packed:
+def _packed(name: str, layer: nn.Module, ternary: str, exact: bool) -> Packed:
     try:
-        packed = Packed.of(layer.rule, layer.weight, ternary)
+        packed = Packed.of(layer.rule, layer.weight, ternary, exact)
     except ValueError as error:
         raise ValueError(f"cannot pack {name}: {error}") from None
-    if packed.scales.dtype != np.float16:
+    if packed.scales.dtype != np.float16 and not exact:
         sizes = np.abs(packed.scales[packed.scales != 0])
         warnings.warn(f"{name}: scales from {sizes.min():.3g} to {sizes.max():.3g} are out of float16's range and are "
                       "stored as float32", stacklevel=3)

@@ -60,8 +60,8 @@ class Packed:
                              f"{self.scales.dtype} {self.scales.shape}")
 
     @classmethod
-    def of(cls, rule: WeightRule, weight: Tensor, ternary: str = "slots") -> "Packed":
-        """What the rule makes of a latent weight.
+    def of(cls, rule: WeightRule, weight: Tensor, ternary: str = "slots", exact: bool = False) -> "Packed":
+        """What the rule makes of a latent weight; `exact`: with its scales in float32.
 
         Raises    ValueError for weights or scales that are not finite, or integers outside the rule's levels.
         """
@@ -71,7 +71,7 @@ class Packed:
             raise ValueError("its weights or scales are not finite; train it again with a lower learning rate")
         rows = integers.movedim(rule.out_dim + 1, 1).reshape(len(integers), rule.channels, -1).cpu().numpy()
         coding = Coding(rule.levels, TERNARY[ternary] if len(rule.levels) == 3 else 2)
-        narrow = half(scales, each=True).cpu()
+        narrow = (scales if exact else half(scales, each=True)).cpu()
         narrow = narrow if narrow.dtype == torch.float16 else narrow.float()
         return cls(tuple(weight.shape), rule.out_dim, rule.group, coding, coding.encode(rows), narrow.numpy())
 
@@ -148,7 +148,9 @@ class Stored(WeightRule):
 
     @property
     def scale_bits(self) -> int:
-        return 8 * self.packed.scales.nbytes
+        """As of the packed rule: in half precision wherever that holds the scales, nothing for a plain sign."""
+        scales = torch.from_numpy(self.packed.scales)
+        return 0 if (scales == 1).all() else 8 * half(scales, each=True).nbytes
 
     def forward(self, w: Tensor) -> Tensor:
         if not w.is_meta:

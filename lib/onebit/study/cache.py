@@ -23,6 +23,10 @@ class Busy(RuntimeError):
     """Another process is computing this result at the moment."""
 
 
+class NotReleased(RuntimeError):
+    """A result would have to be computed, and RELEASED_ONLY=1 forbids it (`make verify`)."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A result's name: what kind it is, a label for people, and the specification its key is a hash of."""
@@ -67,11 +71,14 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
     `compute` gets a work folder that survives a kill, so that it may resume, and returns facts for the manifest.  The
     folder appears under its name in one rename, after every file has its checksum in the manifest.
 
-    Raises    Busy if another process computes the entry and `wait` is off; whatever `compute` raises.
+    Raises    Busy if another process computes the entry and `wait` is off; NotReleased if it would be computed where
+              released results alone are to be read; whatever `compute` raises.
     """
     found = find(entry)
     if found:
         return found
+    if _flag("RELEASED_ONLY"):
+        raise NotReleased(f"{entry.name} is not released, or damaged: restore data/released/, or run make release")
     target, work = paths.RUNS / entry.name, paths.RUNS / ".partial" / entry.name
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -100,32 +107,60 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / MANIFEST).read_text())
 
 
-def release(folder: Path) -> Path:
-    """Copy a result, the files of its manifest and nothing else, into data/released/, to be committed."""
+def release(folder: Path, convert: Callable[[Path], dict] | None = None, form: int = 0) -> Path:
+    """Copy a result, the files of its manifest and nothing else, into data/released/, to be committed.
+
+    convert   rewrites the copy's files in its folder and returns what the manifest should say of that; key,
+              specification, facts and provenance stay, checksums become those of the files as they are released
+    form      number of what `convert` makes: a result already released in another form is replaced
+    """
     target = paths.RELEASED / folder.name
-    if folder != target and not target.exists():
-        paths.RELEASED.mkdir(parents=True, exist_ok=True)
-        partial = paths.RELEASED / f".{folder.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for name in [MANIFEST, *manifest(folder)["files"]]:
-            shutil.copy(folder / name, partial)
-        partial.rename(target)
+    if target.exists() and manifest(target).get("form", 0) == form:
+        return target
+    partial = paths.RELEASED / f".{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    told = manifest(folder)
+    for name in told["files"]:
+        shutil.copy(folder / name, partial)
+    if convert:
+        told |= convert(partial) | {"form": form}
+    told["files"] = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+    write_json(partial / MANIFEST, told)
+    _put(partial, target)
     return target
+
+
+def _put(new: Path, target: Path) -> None:
+    """Rename a folder to a name that may be taken; what was there is gone only once the new one is in its place."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def from_scratch() -> bool:
     """Whether released results are to be ignored (`make paper FROM_SCRATCH=1`)."""
-    return os.environ.get("FROM_SCRATCH", "") not in ("", "0")
+    return _flag("FROM_SCRATCH")
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
 
 
 def provenance() -> dict:
-    """What made a result, beyond its key: versions and hardware class.  No host, user or path."""
+    """What made a result, beyond its key: versions and hardware class.  No host, user or path.
+
+    `instructions` names a processor's instruction sets, caches and cores: where it is equal, bits can be.
+    """
     cuda = torch.cuda.is_available()
     return {
         "onebit": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "processor": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "system": platform.system(),
+        "instructions": digest(dict(torch.cpu.get_capabilities())), "threads": torch.get_num_threads(),
+        "system": platform.system(),
     }
 
 

@@ -96,7 +96,7 @@ def _calibrated(chosen: Sequence[Job], speeds: Speeds) -> str:
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     trained = {(job.entry.spec["net"], job.entry.spec["width"]): job for job in chosen if job.entry.kind == "train"}
     rates = [f"{net} of width {width}: {_rate(job, speeds):.0f}" for (net, width), job in sorted(trained.items())]
-    return (f"A worker: {place}, {torch.get_num_threads()} threads.  Timed now, float training steps in images/s: "
+    return (f"A worker: {place}, threads: {torch.get_num_threads()}.  Timed now, float training steps in images/s: "
             f"{'; '.join(rates) or 'nothing to train'}.\n"
             "Quantized steps by their ratios in figures/bench.csv; evaluations as recorded in data/released, scaled\n"
             "by this machine's training step.  It is as fast as it was these 20 seconds: idle, or not.")

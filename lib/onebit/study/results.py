@@ -20,6 +20,7 @@ from ..distill import distillation
 from ..files import replacing
 from ..judge import Judge, accuracy, look, train_judge
 from ..objective import Objective
+from ..packing import load_packed
 from ..train import Loss, device, save_weights, train
 from . import cache
 from .cache import Entry
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # pandas and scipy take a second to import, for which a `make
     import pandas as pd
 
 SNAPSHOT_SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)  # of the steps; ten samples are kept at each
+PACKED = "model.packed"  # instead of model.safetensors, see `release`
 PICTURES = 100
 CALIBRATION_VERSION = 2
 KERNELS_VERSION = 1  # +1 whenever packed networks would draw other samples
@@ -94,17 +96,18 @@ def training(run: Run, wait: bool = True, progress: bool = True) -> Path:
     """Folder of the finished training of `run.trained`: weights, averaged weights, loss.csv, snapshots.npz."""
     run = run.trained
 
-    def compute(work: Path) -> dict:
-        model = new_model(run, wait)
-        loss = objective(run, model, wait)
-        images = data.load(run.dataset, "train").images
-        steps = tuple(max(1, round(share * run.steps)) for share in SNAPSHOT_SHARES)
-        facts = train(model, images, run.settings, work, _snapshotter(run), steps, progress=progress,
-                      objective=loss)
-        bits = recipes.audit(model)
-        return facts | {"parameters": bits.parameters, "binary_share": bits.binary_share, "images": len(images)}
+    return cache.get(training_entry(run), lambda work: train_into(work, run, wait, progress), wait)
 
-    return cache.get(training_entry(run), compute, wait)
+
+def train_into(work: Path, run: Run, wait: bool = True, progress: bool = True) -> dict:
+    """Train a run into a folder, wherever else its result may already be; returns facts for the manifest."""
+    model = new_model(run, wait)
+    loss = objective(run, model, wait)
+    images = data.load(run.dataset, "train").images
+    steps = tuple(max(1, round(share * run.steps)) for share in SNAPSHOT_SHARES)
+    facts = train(model, images, run.settings, work, _snapshotter(run), steps, progress=progress, objective=loss)
+    bits = recipes.audit(model)
+    return facts | {"parameters": bits.parameters, "binary_share": bits.binary_share, "images": len(images)}
 
 
 def training_entry(run: Run) -> Entry:
@@ -137,18 +140,30 @@ def snapshots(run: Run) -> dict[int, Tensor]:
 
 
 def weights(run: Run, average: bool = False, wait: bool = True) -> nn.Module:
-    """The trained (or, for post-training recipes, trained and then quantized) network, in eval mode.
+    """The trained (or, for post-training recipes, trained and then quantized) network, in float32 and eval mode.
 
-    Raises    ValueError if averaged weights are asked of a run that keeps none.
+    A released 1-bit student may come out of a packed file: it computes the same, and has no latent weights.
+
+    Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError if of one whose
+              averaged weights are not released.
     """
     if average and not run.ema:
         raise ValueError(f"{run.label} keeps no averaged weights (ema = 0)")
-    path = training(run, wait) / ("ema.safetensors" if average else "model.safetensors")
-    model = _built(run.trained)
-    model.load_state_dict(load_file(path))
+    folder = training(run, wait)
+    packed = folder / PACKED
+    model = load_packed(packed) if packed.exists() else _loaded(run, folder, average)
     if run != run.trained:
         recipes.quantize(model, run.recipe)
     return model.to(device(), memory_format=torch.channels_last).eval()
+
+
+def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
+    path = folder / ("ema.safetensors" if average else "model.safetensors")
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} of {folder.name} is not released: FROM_SCRATCH=1 trains the run anew")
+    model = _built(run.trained)
+    model.load_state_dict(load_file(path))  # half precision, as released, becomes float32 here
+    return model
 
 
 def samples_entry(run: Run, spec: SampleSpec, packed: bool = False) -> Entry:

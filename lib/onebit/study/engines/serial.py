@@ -16,7 +16,7 @@ class Serial(AbstractContextManager):
         self.threads = threads
 
     def __str__(self) -> str:
-        return f"one after another, {self.threads} threads"
+        return f"one after another, threads: {self.threads}"
 
     def __exit__(self, *error) -> None:
         pass

@@ -1,0 +1,165 @@
+"""Results as they are committed: the same names, keys and numbers in fewer bytes, with checksums of their own.
+
+    teachers          model.safetensors in float32: students start from these very bits
+    1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
+                      latent weights only where a notebook shows them
+    other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
+                      vectors (biases, statistics, steps, scales) in float32
+    averaged weights  of the runs that the study draws samples from by them
+    arrays            the same, compressed by LZMA where that is shorter; np.load reads both
+"""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .. import recipes
+from ..files import replacing
+from ..layers import quantized_layers
+from ..packing import save_packed
+from ..packing.packed import half
+from ..quantizers import WeightRule
+from . import ablations, cache, golden, results
+from .profiles import Study
+from .run import Run
+
+FORM = 1  # +1 whenever a result would be released as other files
+LARGEST = 8_000_000  # bytes of a file
+LATENT = {"binarydm-w1a32"}  # undistilled students whose latent weights notebook 01 shows
+SMALLEST = 2.0**-24  # above zero, in float16
+ROUNDS = 50  # of moving weights by a last place; one or two do
+DAY = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a training is released: its run, "float32", "float16" or "packed", and with or without averaged weights."""
+
+    run: Run
+    weights: str
+    averaged: bool
+
+
+def released(study: Study) -> Iterator[Path]:
+    """Copy the study's results, and the golden run, into data/released/, in the forms above; yields their folders.
+
+    Raises    FileNotFoundError for a result that is nowhere; ValueError for a file above LARGEST.
+    """
+    plan = trainings(study)
+    for job in study.jobs():
+        folder = cache.find(job.entry)
+        if folder is None:
+            raise FileNotFoundError(f"{job.entry.name} is not computed yet; run make train first")
+        yield cache.release(folder, partial(convert, kept=plan.get(job.entry.name)), FORM)
+    again = results.training(golden.RUN, progress=False)
+    yield cache.release(again, partial(convert, kept=Kept(golden.RUN, "float16", False)), FORM)
+
+
+def trainings(study: Study) -> dict[str, Kept]:
+    """How each of the study's trainings is released, by the name of its result."""
+    students = [run for _, run in ablations.trained(study)]
+    teachers = {run.teacher for run in students}
+    return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in study.ten_class)
+            for run in [*study.all_runs, *students] if run == run.trained}
+
+
+def _form(run: Run, teachers: set[Run | None]) -> str:
+    if run in teachers:
+        return "float32"
+    shown = run.recipe in LATENT and run.distill == "none"
+    return "packed" if run.teacher and recipes.recipe(run.recipe).weights != "none" and not shown else "float16"
+
+
+def convert(folder: Path, kept: Kept | None = None) -> dict:
+    """Rewrite the files of a result as they are released; returns what its manifest says of its weights."""
+    for path in folder.glob("*.npz"):
+        recompress(path)
+    if kept and not kept.averaged:
+        (folder / "ema.safetensors").unlink(missing_ok=True)
+    stored = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        form = kept.weights if kept and path.name == "model.safetensors" else "float16"
+        stored |= _rewrite(path, form, results.new_model(kept.run) if kept else None)
+    for path in folder.iterdir():
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{folder.name.lstrip('.')}/{path.name} has {path.stat().st_size:,} bytes, released files "
+                             f"at most {LARGEST:,}: fewer samples, or a narrower network")
+    return {"weights": stored} if stored else {}
+
+
+def _rewrite(path: Path, form: str, model: nn.Module | None) -> dict[str, str]:
+    """File name -> form, of what stands in `path`'s place afterwards."""
+    tensors = load_file(path)
+    if model is not None:
+        model.load_state_dict(tensors)
+    if form == "packed":
+        save_packed(model.eval(), path.with_name(results.PACKED), exact=True)
+        path.unlink()
+        return {results.PACKED: form}
+    if form == "float16":
+        with replacing(path) as part:
+            save_file(narrowed(tensors, model), part)
+    return {path.name: form}
+
+
+def narrowed(tensors: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """A network's tensors with kernels and matrices in half precision; `model` holds them and knows its rules."""
+    narrow = {name: halved(x) for name, x in tensors.items()}
+    if model is not None:
+        model.to(memory_format=torch.channels_last)  # as it is used: means that are thresholds depend on the order
+        for name, layer in quantized_layers(model).items():
+            weight = layer.weight.detach()
+            narrow[f"{name}.weight"] = same_codes(layer.rule, weight, halved(weight)).contiguous()
+    return narrow
+
+
+def halved(x: Tensor) -> Tensor:
+    """x in half precision: to 2^-11 of its largest value, no sign lost; as it is where that fails, or x is a vector.
+
+    A value too small for half precision becomes the smallest one of its sign.  Error: at most 2^-11 max |x|.
+    """
+    if not x.is_floating_point() or x.numel() <= max(x.shape, default=1):
+        return x
+    narrow = half(x)
+    vanished = (narrow == 0) & (x != 0)
+    return torch.where(vanished, torch.where(x < 0, -SMALLEST, SMALLEST).to(narrow.dtype), narrow)
+
+
+@torch.no_grad()
+def same_codes(rule: WeightRule, w: Tensor, narrow: Tensor) -> Tensor:
+    """`narrow` with a few weights moved by a last place, until the rule makes of them the codes it makes of w.
+
+    Rounding alone would not do: latent weights gather at their thresholds, and one in a hundred changes its code.
+    Returns w itself if no movement helps.
+    """
+    wanted = rule.codes(w).view(-1, *w.shape)  # (planes, *w.shape), the first weighs most
+    places = 4.0 ** -torch.arange(len(wanted)).view(-1, *[1] * w.ndim)
+    for _ in range(ROUNDS):
+        gap = ((wanted - rule.codes(narrow.to(w.dtype)).view_as(wanted)) * places).sum(0)
+        if not gap.any():
+            return narrow
+        there = np.where(gap > 0, np.inf, -np.inf).astype(narrow.numpy().dtype)
+        narrow = torch.where(gap == 0, narrow, torch.from_numpy(np.nextafter(narrow.numpy(), there)))
+    return w
+
+
+def recompress(path: Path) -> None:
+    """Rewrite an .npz by LZMA if that makes it smaller; the arrays are the same."""
+    arrays = results.load_arrays(path)
+    before = path.stat().st_size
+    with replacing(path) as part:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, array in arrays.items():
+                info = zipfile.ZipInfo(f"{name}.npy", DAY)
+                info.compress_type = zipfile.ZIP_LZMA
+                with archive.open(info, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+        if part.stat().st_size >= before:
+            part.write_bytes(path.read_bytes())
