@@ -264,6 +264,13 @@ def test_a_row_of_an_exact_number_has_no_interval_and_needs_no_runs():
     assert math.isnan(entry["ci_low"]) and math.isnan(entry["ci_high"])
 
 
+def test_a_claim_that_rests_on_one_seed_does_not_count_those_of_the_notebook():
+    runs = [Run(seed=seed) for seed in (0, 1)]
+    notebook = load()["000-fmd-gap"].notebook
+    assert row("000-fmd-gap", ONE_SEED, "not testable here (one seed)", runs, notebook)["n_seeds"] == 1
+    assert row("000-fmd-gap", estimate(1.5, 1.4, 1.6), "reproduced", runs, notebook)["n_seeds"] == 2
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"claim_id": "000-fmd"}, "unknown claim '000-fmd'"),
     ({"verdict": "true"}, "'true' is no verdict; valid: reproduced, direction only"),

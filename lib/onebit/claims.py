@@ -232,7 +232,8 @@ def _comparable(published: float, tolerance: float) -> None:
 def row(claim_id: str, measured: Estimate | float, verdict: str, runs: Iterable[Run] = (), notebook: str = "") -> dict:
     """The ledger's row for a claim that `notebook` has decided, as a dict of COLUMNS.
 
-    Units     measured: as the claim's `unit`.  n_seeds: different training seeds among `runs`.
+    Units     measured: as the claim's `unit`.  n_seeds: different training seeds among `runs`, or 1 for an estimate
+              without an interval: of the runs of a notebook, a claim may rest on those of one seed.
     Raises    ValueError for an unknown claim, one that another notebook decides, a verdict that is none of VERDICTS
               (with or without a reason in brackets), or a measured number that is not finite.
     """
@@ -246,7 +247,7 @@ def row(claim_id: str, measured: Estimate | float, verdict: str, runs: Iterable[
         "measured": value,
         "ci_low": low if isinstance(measured, Estimate) else math.nan,
         "ci_high": high if isinstance(measured, Estimate) else math.nan,
-        "n_seeds": len({run.seed for run in runs}),
+        "n_seeds": 1 if isinstance(measured, Estimate) and math.isnan(low) else len({run.seed for run in runs}),
         "verdict": _known_verdict(claim_id, verdict),
         "runs": " ".join(sorted({training_entry(run).name for run in runs})),
     }
