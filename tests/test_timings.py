@@ -93,13 +93,13 @@ def test_memory_is_what_an_action_holds_at_its_peak():
 
 def test_packed_samples_are_a_result_of_their_own_beside_the_dense_ones():
     rows = agreement.packed_rows(STUDY)
-    assert {"W1A1 XNOR", "W1A4 base"} == set(rows)
+    assert set(rows) == {"W1A1 XNOR", "W1A1 BiDM", "W1A4 base", "W1A4 +EBB +LRM"}
     for run in rows.values():
         dense, packed = agreement.pair(STUDY, run)
         keys = {results.samples_entry(run, dense.request, packed=flag).key for flag in (False, True)}
         assert len(keys) == 2 and dense.spec != packed.spec and packed.request == dense.request
     names = [job.entry.name for job in agreement.jobs(STUDY)]
-    assert len(set(names)) == len(names) == 2 * 2 * (1 + len(agreement.FAMILIES))
+    assert len(set(names)) == len(names) == len(rows) * 2 * (1 + len(agreement.FAMILIES))
 
 
 def test_metrics_apart_are_counted_in_half_widths(monkeypatch):
