@@ -5,8 +5,10 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ CHECKPOINT_SECONDS = 60.0
 BATCH_NORM_BATCHES = 100  # batches over which averaged weights get their own batch-norm statistics
 DECAYS = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
-ORDER, NOISE, STATISTICS = range(3)  # independent random streams of one seed
+ORDER, NOISE, STATISTICS, DROPOUT = range(4)  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ def train(
     scheduled = schedules(model)
     checkpoint.restore(folder, state)
     log = _Log(state, settings.batch, progress, settings.steps, on_log)
-    saved = time.monotonic()
+    saved, dropout = time.monotonic(), _dropout(model, settings.seed)
     for step in range(state.step, settings.steps):
         for rule in scheduled:
             rule.advance(step / settings.steps)
-        loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, objective)
+        with dropout(step):
+            loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, objective)
         _ema_update(state, settings)
         state.step = step + 1
         log.add(loss, settings.lr_at(step))
@@ -151,6 +154,26 @@ def optimize(
     return loss.detach()
 
 
+def _seed(*words: int) -> int:
+    """63 random bits that the words decide."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) & (2**63 - 1)
+
+
+def _dropout(model: nn.Module, seed: int) -> Callable[[int], AbstractContextManager]:
+    """step -> a context in which dropout draws numbers that (seed, step) decide, and leaves the caller's alone."""
+    if not any(isinstance(layer, nn.Dropout) for layer in model.modules()):
+        return lambda step: nullcontext()
+    place = next(model.parameters()).device
+    return partial(_seeded, [place] if place.type == "cuda" else [], seed)
+
+
+@contextmanager
+def _seeded(devices: list[torch.device], seed: int, step: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_seed(seed, DROPOUT, step))
+        yield
+
+
 class Batches:
     """Batch `step` of a run: (x0 in [-1, 1], noise, timestep), the same whenever and for whomever it is drawn.
 
@@ -163,8 +186,7 @@ class Batches:
         self.epoch, self.order = -1, torch.empty(0)
 
     def _generator(self, place: torch.device, *words: int) -> torch.Generator:
-        state = np.random.SeedSequence([self.seed, *words]).generate_state(1, np.uint64)[0]
-        return torch.Generator(place).manual_seed(int(state) & (2**63 - 1))
+        return torch.Generator(place).manual_seed(_seed(self.seed, *words))
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, i = divmod(step, self.per_epoch)
@@ -210,8 +232,10 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches that follow
+        dropout = _dropout(twin, batches.seed)
         for step in range(BATCH_NORM_BATCHES if norms else 0):
-            noise_loss(twin.train(), *batches(step))
+            with dropout(step):
+                noise_loss(twin.train(), *batches(step))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return twin
