@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from onebit import checkpoint, nets, recipes
+from onebit.batches import Batches
 from onebit.errors import Diverged
-from onebit.train import LOG_EVERY, Batches, Settings, averaged, resolve_precision, train
+from onebit.train import LOG_EVERY, Settings, averaged, resolve_precision, train
 
 SETTINGS = Settings(steps=50, batch=16, lr=1e-3, warmup=5, decay="cosine", ema=0.9, seed=3, precision="float32")
 

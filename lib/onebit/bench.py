@@ -21,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import bench_distill, bench_evaluation, bench_kernels, bench_packing, bench_quantized, data, nets, paths
 from .baseline import reference_step
+from .batches import Batches
 from .files import replacing
 from .recipes import quantize
-from .train import Batches, Settings, device, optimize, resolve_precision
+from .train import Settings, device, optimize, resolve_precision
 
 COLUMNS = ("name", "ours", "baseline", "ratio", "unit", "machine")
 IMAGE = data.image_shape("mnist")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from . import data, nets
+from .batches import Batches
 from .distill import distillation
 from .objective import Objective
 from .recipes import quantize
-from .train import Batches, Loss, Settings, device, noise_loss, optimize, resolve_precision
+from .train import Loss, Settings, device, noise_loss, optimize, resolve_precision
 
 Interleave = Callable[[Callable, Callable, float], tuple[float, float]]
 STEPS = {  # row -> recipe, distillation

@@ -5,10 +5,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, data
+from . import checkpoint
+from .batches import STATISTICS, Batches, seeded_dropout
 from .checkpoint import State
-from .diffusion import TIMESTEPS, noise_loss
+from .diffusion import noise_loss
 from .errors import Diverged, unknown
 from .files import replacing
 from .recipes import quantized_layers, schedules
@@ -32,7 +31,6 @@ CHECKPOINT_SECONDS = 60.0
 BATCH_NORM_BATCHES = 100  # batches over which averaged weights get their own batch-norm statistics
 DECAYS = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
-ORDER, NOISE, STATISTICS, DROPOUT = range(4)  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def train(
     scheduled = schedules(model)
     checkpoint.restore(folder, state)
     log = _Log(state, settings.batch, progress, settings.steps, on_log)
-    saved, dropout = time.monotonic(), _dropout(model, settings.seed)
+    saved, dropout = time.monotonic(), seeded_dropout(model, settings.seed)
     for step in range(state.step, settings.steps):
         for rule in scheduled:
             rule.advance(step / settings.steps)
@@ -154,54 +152,6 @@ def optimize(
     return loss.detach()
 
 
-def _seed(*words: int) -> int:
-    """63 random bits that the words decide."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) & (2**63 - 1)
-
-
-def _dropout(model: nn.Module, seed: int) -> Callable[[int], AbstractContextManager]:
-    """step -> a context in which dropout draws numbers that (seed, step) decide, and leaves the caller's alone."""
-    if not any(isinstance(layer, nn.Dropout) for layer in model.modules()):
-        return lambda step: nullcontext()
-    place = next(model.parameters()).device
-    return partial(_seeded, [place] if place.type == "cuda" else [], seed)
-
-
-@contextmanager
-def _seeded(devices: list[torch.device], seed: int, step: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_seed(seed, DROPOUT, step))
-        yield
-
-
-class Batches:
-    """Batch `step` of a run: (x0 in [-1, 1], noise, timestep), the same whenever and for whomever it is drawn.
-
-    The uint8 images lie on the device; an epoch is a permutation of them without its last, short batch.
-    """
-
-    def __init__(self, images: Tensor, settings: Settings, stream: int = NOISE):
-        self.images, self.batch, self.seed, self.stream = images, settings.batch, settings.seed, stream
-        self.per_epoch = len(images) // settings.batch
-        self.epoch, self.order = -1, torch.empty(0)
-
-    def _generator(self, place: torch.device, *words: int) -> torch.Generator:
-        return torch.Generator(place).manual_seed(_seed(self.seed, *words))
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, i = divmod(step, self.per_epoch)
-        place = self.images.device
-        if epoch != self.epoch:
-            order = torch.randperm(len(self.images), generator=self._generator(torch.device("cpu"), ORDER, epoch))
-            self.epoch, self.order = epoch, order.to(place)
-        x0 = data.normalize(self.images[self.order[i * self.batch : (i + 1) * self.batch]])
-        generator = self._generator(place, self.stream, step)
-        noise = torch.randn(x0.shape, generator=generator, device=place)
-        timestep = torch.randint(0, TIMESTEPS, (len(x0),), generator=generator, device=place)
-        layout = torch.channels_last
-        return x0.contiguous(memory_format=layout), noise.contiguous(memory_format=layout), timestep
-
-
 def _finite(model: nn.Module) -> bool:
     """A finite loss may already have made weights that are not; such weights are no good checkpoint."""
     return all(bool(p.isfinite().all()) for p in model.parameters())
@@ -232,7 +182,7 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches that follow
-        dropout = _dropout(twin, batches.seed)
+        dropout = seeded_dropout(twin, batches.seed)
         for step in range(BATCH_NORM_BATCHES if norms else 0):
             with dropout(step):
                 noise_loss(twin.train(), *batches(step))

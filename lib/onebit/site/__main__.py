@@ -10,6 +10,7 @@ from .assemble import build
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Build the site and print Sphinx's warnings; returns the exit status, 1 with a message if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m onebit.site", description="Executed notebooks as a static site.")
     parser.add_argument("built", type=Path, help="executed notebooks, build/DATASET/PROFILE")
     parser.add_argument("target", type=Path, help="folder to write, replaced if it holds a site")

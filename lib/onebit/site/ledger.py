@@ -51,6 +51,7 @@ class Answer:
 
 
 def slug(state: str) -> str:
+    """A state as the style sheet and the page's address spell it."""
     return state.replace(" ", "-")
 
 
