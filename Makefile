@@ -62,7 +62,7 @@ plan: $(ENVIRONMENT)  ## what is missing, how long it takes on this machine and 
 
 test: $(ENVIRONMENT)  ## every check: equations, interrupted runs, and the whole series at the smallest size
 	$(PY) -m ruff check lib tests notebooks
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(ENVIRONMENT)  ## JupyterLab in the project's environment
 	$(PY) -m jupyterlab notebooks

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread (bits depend on it), a home of its own for results, small images."""
+"""Shared by all tests: one thread (bits depend on it), a home of its own for results, small images; order."""
 
 import pytest
 import torch
@@ -6,6 +6,11 @@ import torch
 from onebit import paths
 
 torch.set_num_threads(1)
+LONGEST = "test_series.py"  # half of the whole time: the other workers take the other files meanwhile
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture

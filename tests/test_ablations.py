@@ -8,7 +8,17 @@ import pytest
 
 from onebit import claims, recipes
 from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables
-from onebit.study.ablations import Ablation, budget, families_of, grid, of_table, trained
+from onebit.study.ablations import (
+    SAMPLED,
+    SAMPLERS,
+    Ablation,
+    budget,
+    by_sampler,
+    families_of,
+    grid,
+    of_table,
+    trained,
+)
 
 STUDY = Study.named("smoke", "digits")
 
@@ -155,3 +165,44 @@ def test_mimicry_is_the_relative_distance_of_block_outputs(measure):
 def test_mimicry_needs_a_teacher(measure):
     with pytest.raises(ValueError, match="has no teacher"):
         measure("mimicry")
+
+
+# claims about choices ------------------------------------------------------------------------------------------------
+
+CHOICES = pd.DataFrame({
+    "label": ["a", "b", "c"] * 2, "seed": [0] * 3 + [1] * 3, "frechet": [4.0, 2, 8, 6, 3, 2],
+})
+
+
+def test_the_worst_of_several_rows_is_found_seed_by_seed():
+    e = ablation_tables.worst(CHOICES, "frechet", ["a", "b"], "c")
+    assert e.n == 2 and e.value == pytest.approx(math.sqrt(4 / 8 * 6 / 2))
+    with pytest.raises(KeyError):
+        ablation_tables.worst(CHOICES, "frechet", ["a", "x"], "c")
+
+
+def test_the_best_setting_is_found_seed_by_seed():
+    e = ablation_tables.lowest(CHOICES, "frechet", {"a": 2, "b": 4, "c": 8})
+    assert (e.value, e.n) == (6, 2)  # 4 at the first seed, 8 at the second
+    one = ablation_tables.lowest(CHOICES[CHOICES.seed == 0], "frechet", {"a": 2, "b": 4, "c": 8})
+    assert one.value == 4 and math.isnan(one.low)
+
+
+def test_wins_are_counted_sampler_by_sampler():
+    frame = pd.DataFrame({"label": ["a", "b"] * 3, "seed": 0, "sampler": ["x", "x", "y", "y", "z", "z"],
+                          "frechet": [1.0, 2, 1, 2, 3, 2]})
+    e = ablation_tables.wins(frame, "a", "b")
+    assert e.value == pytest.approx(2 / 3) and e.n == 1
+
+
+def test_rows_by_sampler_differ_in_the_sampler_alone():
+    found = by_sampler(STUDY)
+    assert {row.label for row, _, _ in found} == set(SAMPLED) and {s for _, s, _ in found} == set(SAMPLERS)
+    assert all(source == Samples(source.run, replace(STUDY.evaluation(source.run).request, sampler=sampler))
+               for _, sampler, source in found)
+
+
+def test_a_row_may_take_a_share_of_the_steps():
+    row, plain = (Ablation("a", "xnor-w1a1", ("bidm",), 4, steps=steps) for steps in (0.5, 1.0))
+    teacher, whole = STUDY.unet(recipes=("fp16",))[0], budget(STUDY)
+    assert row.run(teacher, whole) == replace(plain.run(teacher, whole), steps=round(whole.steps / 2))

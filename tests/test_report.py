@@ -29,7 +29,7 @@ def test_the_same_figure_has_the_same_bytes_and_a_note_of_origin(home):
     report = Report("02", Study.named("laptop", "mnist"))
     first = report.figure(picture(), "demo", "A line.", RUNS)
     before = {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()}
-    assert set(before) == {"02_demo.png", "02_demo.pdf", "02_demo.png.json"}
+    assert set(before) == {"02_demo.png", "02_demo.pdf", "02_demo.png.json", "02_demo.data.csv"}
     report.figure(picture(), "demo", "A line.", RUNS)
     assert {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()} == before
     note = json.loads(first.with_name("02_demo.png.json").read_text())

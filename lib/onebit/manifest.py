@@ -18,7 +18,7 @@ from .report import folder_of
 from .study import cache
 
 NAME = "MANIFEST.json"
-SHOWN = {".csv": ".md", ".png": ".pdf"}  # what has a note -> the same in another form
+SHOWN = {".csv": (".md",), ".png": (".pdf", ".data.csv", ".data.npz")}  # what has a note -> the same in other forms
 ARITHMETIC = ("torch", "numpy", "scipy", "pandas", "scikit-learn")  # packages whose versions decide digits
 
 
@@ -74,7 +74,7 @@ def machine() -> dict:
 
 
 def _files(path: Path) -> list[Path]:
-    return [one for one in (path, path.with_suffix(SHOWN[path.suffix])) if one.exists()]
+    return [one for one in (path, *map(path.with_suffix, SHOWN[path.suffix])) if one.exists()]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from . import __version__, claims, paths
+from . import __version__, claims, drawn, paths
 from .files import replacing, write_json, write_text
 from .metrics import Estimate
 from .study import Run, Study
@@ -55,7 +55,8 @@ class Report:
         return folder_of(self.study.dataset, self.study.profile.name)
 
     def figure(self, figure: Figure, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
-        """Stamp, show and save a figure as PNG and PDF; returns the PNG's path."""
+        """Stamp, show and save a figure as PNG and PDF, and what it draws as CSV (marks) and NPZ (images) beside them;
+        returns the PNG's path."""
         runs = list(runs)
         figure.text(0.995, -0.01, self._stamp(runs), ha="right", va="top", fontsize=6, color="0.45")
         path = self._path(name)
@@ -63,6 +64,7 @@ class Report:
                                  (path.with_suffix(".pdf"), {"CreationDate": None})):
             with replacing(target) as partial:
                 figure.savefig(partial, metadata=metadata)  # no dates or versions: same input, same bytes
+        drawn.save(figure, path)
         self._note(path.with_suffix(".png"), caption, runs)
         display(figure)
         plt.close(figure)

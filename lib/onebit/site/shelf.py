@@ -29,10 +29,11 @@ class Item:
 
     @property
     def files(self) -> dict[str, str]:
-        """What a reader can download, by label; the numbers behind a figure where a table of its name holds them."""
-        note = "png" if self.kind == "figure" else "csv"
-        wanted = {"PNG": "png", "PDF": "pdf"} if self.kind == "figure" else {}
-        wanted |= {"Data (CSV)": "csv", "Origin (JSON)": f"{note}.json"}
+        """What a reader can download, by label; of a figure what it draws, and the table of its name, if any."""
+        wanted = {"Data (CSV)": "csv", "Origin (JSON)": "csv.json"}
+        if self.kind == "figure":
+            wanted = {"PNG": "png", "PDF": "pdf", "Drawn (CSV)": "data.csv", "Images (NPZ)": "data.npz",
+                      "Data (CSV)": "csv", "Origin (JSON)": "png.json"}
         named = {label: f"{self.name}.{suffix}" for label, suffix in wanted.items()}
         return {label: name for label, name in named.items() if (self.folder / name).exists()}
 

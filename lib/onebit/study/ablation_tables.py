@@ -1,6 +1,6 @@
 """The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,11 +81,49 @@ def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estim
 
     Raises    KeyError for a label that is not in the frame.
     """
-    values = frame.pivot(index="seed", columns="label", values=metric)
-    ratio = np.log(values[label] / values[control]).dropna()
-    text = f"{metric}: {label} over {control}, paired by seed"
-    e = over_seeds(ratio.tolist(), text)
+    values = _by_seed(frame, metric)
+    return _ratio(values[label], values[control], f"{metric}: {label} over {control}, paired by seed")
+
+
+def worst(frame: pd.DataFrame, metric: str, labels: Sequence[str], control: str) -> Estimate:
+    """The highest of several labels over one, at every seed that has them all, as `compare`."""
+    values = _by_seed(frame, metric)
+    highest = values[list(labels)].max(axis=1, skipna=False)
+    return _ratio(highest, values[control], f"{metric}: worst of {', '.join(labels)} over {control}, paired by seed")
+
+
+def _by_seed(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return frame.pivot(index="seed", columns="label", values=metric)
+
+
+def _ratio(values: pd.Series, control: pd.Series, text: str) -> Estimate:
+    e = over_seeds(np.log(values / control).dropna().tolist(), text)
     return Estimate(float(np.exp(e.value)), float(np.exp(e.low)), float(np.exp(e.high)), e.n, text)
+
+
+def lowest(frame: pd.DataFrame, metric: str, settings: dict[str, float]) -> Estimate:
+    """The setting whose label has the lowest metric, at every seed that has them all, then over seeds.
+
+    `settings` maps a label to the number that was varied.  Raises KeyError for a label that is not in the frame.
+    """
+    values = _by_seed(frame, metric)[list(settings)].dropna()
+    found = [settings[label] for label in values.idxmin(axis=1)]
+    return over_seeds(found, f"setting with the lowest {metric} of {sorted(settings.values())}")
+
+
+def samplers(study: Study) -> pd.DataFrame:
+    """Fréchet distance of some rows by sampler, one row per training: label, seed, sampler, frechet."""
+    return pd.DataFrame([
+        {"label": row.label, "seed": source.run.seed, "sampler": sampler,
+         "frechet": study.evaluate("headline", source).estimates["frechet"].value}
+        for row, sampler, source in ablations.by_sampler(study)])
+
+
+def wins(frame: pd.DataFrame, label: str, control: str) -> Estimate:
+    """Share of samplers by which a label has a lower distance than a control, at every seed, then over seeds."""
+    values = frame.pivot(index=["seed", "sampler"], columns="label", values="frechet").dropna()
+    shares = (values[label] < values[control]).groupby("seed").mean()
+    return over_seeds(shares.tolist(), f"share of samplers by which {label} is ahead of {control}")
 
 
 def curves(study: Study, labels: Iterable[str]) -> pd.DataFrame:

@@ -13,12 +13,15 @@ from .run import Run
 
 if TYPE_CHECKING:
     from .profiles import Job, Study
+    from .sources import Samples
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
 PRIORITIES = (1, 2, 3, 4)
 HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "distribution")
+SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
+SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Ablation:
     weight: float = 0.0
     start: str = "teacher"
     lr: float = 1.0
+    steps: float = 1.0
     published: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
@@ -46,9 +50,10 @@ class Ablation:
 
     def run(self, teacher: Run, budget: Run) -> Run:
         """The training of this row: `budget` says steps, rate and batch, `teacher` the seed and where to start."""
-        run = replace(budget, recipe=self.recipe, seed=teacher.seed, lr=budget.lr * self.lr)
+        run = replace(budget, recipe=self.recipe, seed=teacher.seed, lr=budget.lr * self.lr,
+                      steps=round(budget.steps * self.steps))
         if self.start == "scratch":
-            return replace(run, steps=teacher.steps + budget.steps, lr=teacher.lr * self.lr)
+            return replace(run, steps=teacher.steps + run.steps, lr=teacher.lr * self.lr)
         return replace(run, teacher=teacher, distill=self.distill, distill_weight=self.weight)
 
 
@@ -107,8 +112,19 @@ def jobs(study: "Study") -> Iterator["Job"]:
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
+    for _, _, source in by_sampler(study):
+        drawn = results.samples_entry(source.run, source.request)
+        yield Job(drawn, partial(results.samples, source.run, source.request))
+        yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     source = study.evaluation(study.unet(recipes=("fp16",))[0])
     yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
+
+
+def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
+    """The rows of SAMPLED drawn by each of SAMPLERS, with the steps and the noise of every other evaluation."""
+    sources = [(row, study.evaluation(run)) for row, run in trained(study) if row.label in SAMPLED]
+    return [(row, sampler, replace(source, request=replace(source.request, sampler=sampler)))
+            for row, source in sources for sampler in SAMPLERS]
 
 
 def families_of(row: Ablation, run: Run) -> tuple[str, ...]:
