@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
-from onebit import claims, recipes
+from onebit import claims, nets, recipes
+from onebit.diffusion import noise_loss
+from onebit.distill import distillation
+from onebit.objective import Objective
 from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables
 from onebit.study.ablations import (
     SAMPLED,
@@ -17,6 +21,7 @@ from onebit.study.ablations import (
     families_of,
     grid,
     of_table,
+    teachers,
     trained,
 )
 
@@ -28,8 +33,23 @@ def test_every_row_is_a_recipe_and_a_distillation_that_can_be_built():
     assert len({row.label for row in rows}) == len(rows) > 50
     for row in rows:
         recipes.recipe(row.recipe)
-        run = row.run(STUDY.unet(recipes=("fp16",))[0], budget(STUDY))
-        assert run.teacher is None if row.start == "scratch" else run.teacher.recipe == "fp16"
+        run = row.run(teachers(STUDY, row.net)[0], budget(STUDY, row.net))
+        assert run.teacher is None if row.start == "scratch" else (run.teacher.recipe, run.net) == ("fp16", row.net)
+
+
+@pytest.mark.parametrize("label", [row.label for row in grid() if row.net == "resunet"])
+def test_rows_on_the_published_net_take_a_step(label):
+    """Their recipes name its blocks, their distillation finds features there."""
+    torch.manual_seed(0)
+    row = next(row for row in grid() if row.label == label)
+    student, teacher = nets.build("resunet", 4), nets.build("resunet", 4)
+    audit = recipes.quantize(student, row.recipe)
+    loss = Objective(teacher, distillation(row.distill), row.weight) if row.distill != "none" else noise_loss
+    x, noise, t = torch.randn(4, 1, 28, 28), torch.randn(4, 1, 28, 28), torch.tensor([10, 400, 700, 990])
+    loss(student, x, noise, t).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters() if p.requires_grad)
+    two_bits = {layer.name.split(".conv")[0] for layer in audit.layers if layer.weight_bits == 2}
+    assert ("+EBB" in label) == ({"down.0", "up.1"} <= two_bits)
 
 
 def test_every_named_recipe_of_the_papers_trains_in_the_smoke_profile():
@@ -40,7 +60,8 @@ def test_every_named_recipe_of_the_papers_trains_in_the_smoke_profile():
 
 
 def test_rows_of_a_seed_share_everything_but_the_method():
-    runs = [run for row, run in trained(STUDY) if row.start == "teacher" and row.lr == 1 and run.seed == 0]
+    runs = [run for row, run in trained(STUDY) if row.net == "unet" and row.start == "teacher" and run.seed == 0
+            and row.lr == row.steps == 1]
     shared = {(run.dataset, run.net, run.width, run.steps, run.batch, run.lr, run.warmup, run.decay, run.ema, run.seed,
                run.teacher) for run in runs}
     assert len(shared) == 1 and len(runs) == len({(run.recipe, run.distill, run.distill_weight) for run in runs})
@@ -71,6 +92,7 @@ def test_tables_keep_the_order_of_the_file():
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 5\n', r"unknown priority of 'a' 5"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nnet = "x"\n', r"unknown net of 'a' 'x'.*resunet"),
 ])
 def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
     path = tmp_path / "grid.toml"

@@ -34,6 +34,7 @@ class Ablation:
     first: int
     distill: str = "none"
     weight: float = 0.0
+    net: str = "unet"
     start: str = "teacher"
     lr: float = 1.0
     steps: float = 1.0
@@ -45,6 +46,8 @@ class Ablation:
                 unknown(f"table of {self.label!r}", table, TABLES)
         if self.first not in PRIORITIES:
             unknown(f"priority of {self.label!r}", self.first, map(str, PRIORITIES))
+        if self.net not in ("unet", "resunet"):
+            unknown(f"net of {self.label!r}", self.net, ["unet", "resunet"])
         if self.start not in ("teacher", "scratch"):
             unknown(f"start of {self.label!r}", self.start, ["teacher", "scratch"])
 
@@ -72,14 +75,20 @@ def grid(path: Path = GRID) -> tuple[Ablation, ...]:
     return tuple(rows)
 
 
-def budget(study: "Study") -> Run:
-    """What all rows share: steps, batch, and the teacher's own peak rate, which beat half of it in a short trial.
+def teachers(study: "Study", net: str = "unet") -> list[Run]:
+    """The float networks that rows start from, one per seed."""
+    runs = study.unet(recipes=("fp16",)) if net == "unet" else study.resunet(recipes=("fp16",))
+    modern = [run for run in runs if run.ema]  # not those trained as weakly as published
+    return modern[: study.profile.ablation_seeds]
+
+
+def budget(study: "Study", net: str = "unet") -> Run:
+    """What all rows of a net share: steps, batch, and the teacher's own peak rate, which beat half of it in a trial.
 
     No averaged weights are kept: signs of averaged latent weights were never trained.
     """
-    teacher = study.unet(recipes=("fp16",))[0]
     steps = study.profile.ablation_steps
-    return replace(teacher, steps=steps, warmup=min(100, steps // 4), ema=0.0)
+    return replace(teachers(study, net)[0], steps=steps, warmup=min(100, steps // 4), ema=0.0)
 
 
 def trained(study: "Study") -> list[tuple[Ablation, Run]]:
@@ -87,9 +96,9 @@ def trained(study: "Study") -> list[tuple[Ablation, Run]]:
 
     The profile says up to which priority rows are trained at every seed, and up to which at the first one.
     """
-    teachers = study.unet(recipes=("fp16",))[: study.profile.ablation_seeds]
-    found = [(row, seed, row.run(teacher, budget(study)))
-             for row in grid() for seed, teacher in enumerate(teachers)
+    starts = {net: (teachers(study, net), budget(study, net)) for net in {row.net for row in grid()}}
+    found = [(row, seed, row.run(teacher, starts[row.net][1]))
+             for row in grid() for seed, teacher in enumerate(starts[row.net][0])
              if row.first <= (study.profile.ablation_rows if seed == 0 else study.profile.ablation_repeated)]
     return [(row, run) for row, _, run in sorted(found, key=lambda item: (item[0].first, item[1]))]
 
@@ -116,7 +125,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
         drawn = results.samples_entry(source.run, source.request)
         yield Job(drawn, partial(results.samples, source.run, source.request))
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
-    source = study.evaluation(study.unet(recipes=("fp16",))[0])
+    source = study.evaluation(teachers(study)[0])
     yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
 
 

@@ -95,7 +95,6 @@ def objective(run: Run, model: nn.Module, wait: bool = True) -> Loss:
 def training(run: Run, wait: bool = True, progress: bool = True) -> Path:
     """Folder of the finished training of `run.trained`: weights, averaged weights, loss.csv, snapshots.npz."""
     run = run.trained
-
     return cache.get(training_entry(run), lambda work: train_into(work, run, wait, progress), wait)
 
 
@@ -104,7 +103,8 @@ def train_into(work: Path, run: Run, wait: bool = True, progress: bool = True) -
     model = new_model(run, wait)
     loss = objective(run, model, wait)
     images = data.load(run.dataset, "train").images
-    steps = tuple(max(1, round(share * run.steps)) for share in SNAPSHOT_SHARES)
+    shares = SNAPSHOT_SHARES if run.teacher is None else ()  # from a trained teacher there is no growth to look at
+    steps = tuple(max(1, round(share * run.steps)) for share in shares)
     facts = train(model, images, run.settings, work, _snapshotter(run), steps, progress=progress, objective=loss)
     bits = recipes.audit(model)
     return facts | {"parameters": bits.parameters, "binary_share": bits.binary_share, "images": len(images)}
