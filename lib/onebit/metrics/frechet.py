@@ -85,10 +85,11 @@ def curve_sizes(n: int, dim: int, count: int = 6) -> tuple[int, ...]:
 
     Smaller subsets would lengthen the line, but below about 3 D features the bias is no longer linear in 1/n.
 
-    Shapes    fewer than `count` sizes where rounding makes two equal.
+    Shapes    fewer than `count` sizes, down to three, where they would lie within 4 % of n of each other.
     Raises    ValueError if no three sizes lie above the dimension.
     """
     smallest = max(n // 5, min(3 * dim, (n + dim) // 2))
+    count = min(count, max(3, 1 + 25 * (n - smallest) // n))
     sizes = np.unique(np.round(1 / np.linspace(1 / smallest, 1 / n, count)).astype(int)) if smallest > dim else []
     if len(sizes) < 3:
         raise ValueError(f"{n} features in {dim} dimensions leave no three sizes to draw a line through; give more")
