@@ -18,6 +18,8 @@ LIB := $(shell find lib -path lib/onebit/site -prune -false -o -name '*.py' -o -
     -o -path '*/demo/*.js' -o -path '*/demo/*.wasm' -o -path '*/demo/page.*') requirements.lock
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)
+# two notebooks run at a time, each on half of the cores: threads that wait for each other's cores cost minutes
+HALF = $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) // 2))')
 export FROM_SCRATCH ?=
 # in a log file progress bars are drawn rarely
 COMPUTE = $(shell test -t 2 || echo TQDM_MININTERVAL=60) $(PY) -m onebit.study prepare \
@@ -48,7 +50,7 @@ $(OUT)/.manifest: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
 # a failed notebook stays beside its target under a dotted name, with its traceback
 $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
 	@mkdir -p $(@D)
-	$(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
+	OMP_NUM_THREADS=$(HALF) $(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
 	@mv $(@D)/.$*.ipynb $@
 
 # the verdicts are read from the tables that the other notebooks write

@@ -79,7 +79,7 @@ def tables_of(home):
 
 def write_tables(home, notebooks):
     """Execute notebooks two at a time, the one that reads the others' tables last."""
-    run = partial(execute, Study.named("smoke", "digits"), home, {})
+    run = partial(execute, Study.named("smoke", "digits"), home, {"OMP_NUM_THREADS": "1"})
     with ThreadPoolExecutor(2) as pool:
         errors = list(pool.map(run, [path for path in notebooks if path.stem[:2] != "09"]))
     errors += [run(path) for path in NOTEBOOKS if path.stem[:2] == "09"]
@@ -121,7 +121,8 @@ def solve(home, folder, path):
     """Execute a solution in a process of its own; returns the end of what it says if it fails."""
     line = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar", "-p", "PROFILE", "smoke",
             "-p", "DATASET", "digits", str(path), str(folder / path.name)]
-    done = subprocess.run(line, cwd=folder, env=os.environ | {"ONEBIT_HOME": str(home)}, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=folder, env=os.environ | {"ONEBIT_HOME": str(home), "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)
     return f"{path.name}: {done.stderr[-1000:]}" if done.returncode else ""
 
 

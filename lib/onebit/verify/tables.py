@@ -72,7 +72,8 @@ def render(study: Study, notebooks: Path, home: Path, jobs: int) -> dict[str, st
     if not sources:
         raise FileNotFoundError(f"no notebooks in {notebooks}")
     first = [path for path in sources if not path.name.startswith(LAST)]
-    run = partial(execute, study, home, {"FROM_SCRATCH": "", "RELEASED_ONLY": "1"})
+    threads = str(max(1, (os.cpu_count() or 2) // 2))  # as make paper does: digits depend on it
+    run = partial(execute, study, home, {"FROM_SCRATCH": "", "RELEASED_ONLY": "1", "OMP_NUM_THREADS": threads})
     with ThreadPoolExecutor(jobs) as pool:
         errors = dict(zip(first, pool.map(run, first), strict=True))
     errors |= {path: run(path) for path in sources if path not in first}
