@@ -109,8 +109,8 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("{x:,.0f}")
     ax.tick_params(axis="x", which="both", labelsize=7)
-    ax.invert_yaxis()
-    ax.legend(fontsize=7)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+    ax.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=frame.seed.nunique() + 1, borderaxespad=0.1)
     return fig
 
 
