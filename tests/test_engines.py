@@ -24,7 +24,7 @@ from onebit.study.engines.attempt import attempt
 from onebit.study.engines.driver import drive
 from onebit.study.engines.progress import Progress, duration
 from onebit.study.engines.serial import Serial
-from onebit.study.profiles import Job
+from onebit.study.study import Job
 
 # long enough to be killed on the way
 TEACHER = Run(dataset="digits", net="unet", width=4, steps=100, batch=32, ema=0.9, precision="float32")

@@ -13,9 +13,9 @@ from onebit import nets, paths
 from onebit.study import Run, SampleSpec, Study, cache, costs, graph, results
 from onebit.study import plan as planning
 from onebit.study.cache import Entry
-from onebit.study.profiles import Job
 from onebit.study.schedule import Task, critical_path, makespan
 from onebit.study.speeds import Speeds
+from onebit.study.study import Job
 
 SMOKE = Study.named("smoke", "digits")
 FLOAT = Run(dataset="digits", net="unet", width=4, steps=10, batch=32)

@@ -16,8 +16,9 @@ from onebit.packing import Stored
 from onebit.quantizers import weight_rule
 from onebit.study import Run, Study, ablations, cache, golden, release, results
 from onebit.study.__main__ import main
-from onebit.study.profiles import Job
+from onebit.study.arrays import load_arrays, save_arrays
 from onebit.study.release import Kept
+from onebit.study.study import Job
 
 COMMITTED = sorted(path for path in paths.RELEASED.iterdir())
 TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=2e-3, ema=0.9, precision="float32")
@@ -160,12 +161,12 @@ def test_arrays_are_compressed_again_only_where_that_pays_and_stay_the_same(tmp_
     images[:, 8:20, 8:20] = np.random.default_rng(0).integers(0, 4, (500, 12, 12)) * 64
     for name, arrays in (("large", {"images": images, "empty": np.zeros((0, 5))}), ("small", {"x": np.arange(3)})):
         path = tmp_path / f"{name}.npz"
-        results.save_arrays(path, **arrays)
+        save_arrays(path, **arrays)
         before = path.read_bytes()
         release.recompress(path)
         again = path.read_bytes()
         assert len(again) < len(before) if name == "large" else again == before
-        loaded = results.load_arrays(path)
+        loaded = load_arrays(path)
         assert all(np.array_equal(loaded[key], x) and loaded[key].dtype == x.dtype for key, x in arrays.items())
         release.recompress(path)
         assert path.read_bytes() == again

@@ -8,7 +8,8 @@ import torch
 from .. import data
 from ..errors import CorruptFile, EngineUnavailable
 from . import cache, engines
-from .profiles import PROFILES, Job, Study
+from .profiles import PROFILES
+from .study import Job, Study
 
 
 def say(line: str) -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ..metrics import Estimate, over_seeds
 from . import ablations, results
-from .profiles import Study
 from .run import Run
+from .study import Study
 
 METRICS = {  # column -> (family, name there)
     "frechet": ("headline", "frechet"),

@@ -12,8 +12,8 @@ from . import evaluation, results
 from .run import Run
 
 if TYPE_CHECKING:
-    from .profiles import Job, Study
     from .sources import Samples
+    from .study import Job, Study
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
@@ -112,7 +112,7 @@ def of_table(study: "Study", table: str) -> Iterator[tuple[Ablation, Run]]:
 
 def jobs(study: "Study") -> Iterator["Job"]:
     """Every training of the grid, its samples and its metrics."""
-    from .profiles import Job
+    from .study import Job
 
     for row, run in trained(study):
         source = study.evaluation(run)

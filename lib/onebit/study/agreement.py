@@ -12,7 +12,7 @@ from .sources import PackedSamples, Samples
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .profiles import Job, Study
+    from .study import Job, Study
 
 FAMILIES = ("headline", "memorization", "manifold", "distribution", "legibility")
 
@@ -32,7 +32,7 @@ def pair(study: "Study", run: Run) -> tuple[Samples, PackedSamples]:
 
 def jobs(study: "Study") -> Iterator["Job"]:
     """Both sides' samples and metrics."""
-    from .profiles import Job
+    from .study import Job
 
     for run in packed_rows(study).values():
         for source in pair(study, run):

@@ -12,6 +12,7 @@ from .. import data
 from ..errors import unknown
 from ..files import write_json
 from . import cache, results
+from .arrays import load_arrays, save_arrays
 from .cache import Entry
 from .results import JudgeSpec
 from .sources import Control, Source
@@ -99,7 +100,7 @@ def evaluate(name: str, source, protocol: Protocol, wait: bool = True) -> Measur
 
         measured = getattr(families, name)(source, protocol, wait)
         write_json(work / "estimates.json", {key: asdict(value) for key, value in measured.estimates.items()})
-        results.save_arrays(work / "arrays.npz", **measured.arrays)
+        save_arrays(work / "arrays.npz", **measured.arrays)
         return {}
 
     return read(cache.get(entry(name, source, protocol), compute, wait))
@@ -111,7 +112,7 @@ def read(folder: Path) -> Measured:
 
     estimates = json.loads((folder / "estimates.json").read_text())
     return Measured({key: Estimate(**value) for key, value in estimates.items()},
-                    results.load_arrays(folder / "arrays.npz"))
+                    load_arrays(folder / "arrays.npz"))
 
 
 @lru_cache(maxsize=16)

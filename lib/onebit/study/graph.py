@@ -6,9 +6,9 @@ from dataclasses import fields
 from . import evaluation, results
 from .cache import Entry
 from .evaluation import Protocol
-from .profiles import Job
 from .results import JudgeSpec, SampleSpec
 from .run import Run
+from .study import Job
 
 OF_THE_NETWORK = ("overfitting", "walking", "activity", "mimicry")  # families that need the weights, and no samples
 

@@ -10,9 +10,9 @@ from ..train import CHECKPOINT_SECONDS
 from . import cache, costs
 from .engines.progress import duration
 from .graph import prerequisites, run_of
-from .profiles import Job, Study
 from .schedule import Task, critical_path, makespan
 from .speeds import Speeds
+from .study import Job, Study
 
 WORKERS = (1, 2, 8, 1_000)
 STATES = 4  # copies of the weights in a checkpoint: model, Adam's two moments, average

@@ -27,8 +27,9 @@ from ..packing import save_packed
 from ..packing.packed import half
 from ..quantizers import WeightRule
 from . import ablations, cache, golden, results
-from .profiles import Study
+from .arrays import load_arrays
 from .run import Run
+from .study import Study
 
 FORM = 1  # +1 whenever a result would be released as other files
 LARGEST = 8_000_000  # bytes of a file
@@ -152,7 +153,7 @@ def same_codes(rule: WeightRule, w: Tensor, narrow: Tensor) -> Tensor:
 
 def recompress(path: Path) -> None:
     """Rewrite an .npz by LZMA if that makes it smaller; the arrays are the same."""
-    arrays = results.load_arrays(path)
+    arrays = load_arrays(path)
     before = path.stat().st_size
     with replacing(path) as part:
         with zipfile.ZipFile(part, "w") as archive:

@@ -17,12 +17,12 @@ from ..audit import Audit
 from ..audit import audit as audit_of
 from ..diffusion import TIMESTEPS, noise_loss
 from ..distill import distillation
-from ..files import replacing
 from ..judge import Judge, accuracy, look, train_judge
 from ..objective import Objective
 from ..packing import load_packed
 from ..train import Loss, device, save_weights, train
 from . import cache
+from .arrays import load_arrays, save_arrays
 from .cache import Entry
 from .run import Run
 
@@ -303,15 +303,3 @@ def _logits(seer: Judge, features: Tensor) -> Tensor:
 def _snapshotter(run: Run):
     shape = data.image_shape(run.dataset)
     return lambda model: data.to_uint8(sampling.sample(model, 10, shape=shape, sampler="ddim", steps=20))
-
-
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write a compressed .npz atomically."""
-    with replacing(path) as partial:
-        np.savez_compressed(partial, **arrays)
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz."""
-    with np.load(path) as stored:
-        return dict(stored)

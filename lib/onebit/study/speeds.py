@@ -16,8 +16,8 @@ from . import costs
 from .cache import MANIFEST, Entry
 from .costs import PASSES, Group
 from .graph import run_of
-from .profiles import Job
 from .run import Run
+from .study import Job
 
 REFERENCE = Run(dataset="mnist", net="unet", width=16)  # of which many trainings are released
 WIDE, SMALL_BATCH = 32, 32  # networks wider than that are timed in small batches, which show their rate as well

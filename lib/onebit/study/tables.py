@@ -12,9 +12,9 @@ from .. import data, recipes
 from ..metrics import Estimate, over_seeds
 from ..quantizers import WEIGHT_RULES, weight_rule
 from . import results
-from .profiles import Study
 from .run import Run
 from .sources import Control, Source, Walk
+from .study import Study
 
 WHOLE = "all"  # the subset of runs on all classes and images
 

@@ -19,7 +19,7 @@ from .run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .profiles import Study
+    from .study import Study
 
 VERSION = 1  # +1 whenever the same request would time other things
 
@@ -106,7 +106,7 @@ def machine(study: "Study", kind: str) -> str:
 
 def jobs(study: "Study") -> list:
     """Every table."""
-    from .profiles import Job
+    from .study import Job
 
     return [Job(entry(study, kind), partial(table, study, kind)) for kind in MEASURES]
 

@@ -12,7 +12,7 @@ from .run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .profiles import Study
+    from .study import Study
 
 METRICS = {"frechet": "frechet", "confidence": "judge_confidence"}  # column -> name in the family "headline"
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ...errors import unknown
-from ..profiles import Job
+from ..study import Job
 from .driver import Engine, Failure, drive
 from .local import Local
 from .progress import Progress

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cache import Busy
-from ..profiles import Job
+from ..study import Job
 
 
 @dataclass(frozen=True)

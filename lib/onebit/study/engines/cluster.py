@@ -52,7 +52,7 @@ from filelock import FileLock, Timeout
 
 from ... import paths
 from ...errors import EngineUnavailable, WorkerLost
-from ..profiles import Job
+from ..study import Job
 from .attempt import Outcome, attempt
 
 try:

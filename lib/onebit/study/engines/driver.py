@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from ...errors import WorkerLost
 from ..graph import prerequisites
-from ..profiles import Job
+from ..study import Job
 from .attempt import Outcome
 from .progress import Progress
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
 from ...errors import WorkerLost
-from ..profiles import Job
+from ..study import Job
 from .attempt import Outcome, attempt
 
 LIVES = 3  # workers that may die over one job before it counts as failed

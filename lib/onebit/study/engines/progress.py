@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from tqdm import tqdm
 
 from ..graph import prerequisites
-from ..profiles import Job
 from ..schedule import Task, makespan
 from ..speeds import Speeds
+from ..study import Job
 
 QUIET_SECONDS = 1.0  # faster jobs need no line
 TRUST_SECONDS = 60.0  # of work after which measured times weigh as much as the estimates

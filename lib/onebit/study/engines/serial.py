@@ -3,7 +3,7 @@
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
-from ..profiles import Job
+from ..study import Job
 from .attempt import Outcome, attempt
 
 

@@ -1,0 +1,24 @@
+"""The claim ledger: what the sources claim, the rules that decide it, and one row per claim.
+
+The claims are data (`claims.toml`); a verdict is always the result of one of the three rules, so that what is measured
+decides and nobody's opinion of it.
+"""
+
+from .ledger import COLUMNS, MEASURED, assemble, row, summary
+from .rules import (
+    CONTRADICTED,
+    DIRECTION_ONLY,
+    NOT_REPRODUCED,
+    NOT_TESTABLE,
+    REPRODUCED,
+    TOO_WIDE,
+    VERDICTS,
+    by_ratio,
+    by_threshold,
+    by_value,
+)
+from .source import SOURCES, Claim, load
+
+__all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE", "REPRODUCED",
+           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_ratio", "by_threshold", "by_value", "load",
+           "row", "summary"]

@@ -1,0 +1,106 @@
+"""The ledger: one row per claim, of what a notebook has decided, or why none has."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from ..metrics.estimate import Estimate
+from ..study import Run
+from ..study.results import training_entry
+from .rules import NOT_TESTABLE, VERDICTS, interval
+from .source import FILE, Claim, load
+
+COLUMNS = (
+    "claim_id", "source", "claim", "published",
+    "measured", "ci_low", "ci_high", "n_seeds", "verdict", "notebook", "runs",
+)
+MEASURED = ("measured", "ci_low", "ci_high", "n_seeds", "verdict", "runs")  # what a notebook adds to a claim
+
+
+def row(claim_id: str, measured: Estimate | float, verdict: str, runs: Iterable[Run] = (), notebook: str = "") -> dict:
+    """The ledger's row for a claim that `notebook` has decided, as a dict of COLUMNS.
+
+    Units     measured: as the claim's `unit`.  n_seeds: different training seeds among `runs`, or 1 for an estimate
+              without an interval: of the runs of a notebook, a claim may rest on those of one seed.
+    Raises    ValueError for an unknown claim, one that another notebook decides, a verdict that is none of VERDICTS
+              (with or without a reason in brackets), or a measured number that is not finite.
+    """
+    claim = _known(claim_id)
+    if notebook != claim.notebook:
+        place = f"notebook {claim.notebook}" if claim.notebook else f"no notebook ({claim.out_of_reach})"
+        raise ValueError(f"claim {claim_id} belongs to {place}, got {notebook!r}")
+    value, low, high = interval(measured)
+    runs = list(runs)
+    return _record(claim) | {
+        "measured": value,
+        "ci_low": low if isinstance(measured, Estimate) else math.nan,
+        "ci_high": high if isinstance(measured, Estimate) else math.nan,
+        "n_seeds": 1 if isinstance(measured, Estimate) and math.isnan(low) else len({run.seed for run in runs}),
+        "verdict": _known_verdict(claim_id, verdict),
+        "runs": " ".join(sorted({training_entry(run).name for run in runs})),
+    }
+
+
+def summary(decided: dict[str, list[tuple[str, Estimate | float, str]]]) -> pd.DataFrame:
+    """The same claims under the same rules on other arms than the source's: one row per arm and claim.
+
+    `decided` maps an arm to (claim_id, measured, verdict) each.  Raises ValueError as `row`.
+    """
+    rows = []
+    for arm, one in decided.items():
+        for claim_id, measured, verdict in one:
+            claim, (value, low, high) = _known(claim_id), interval(measured)
+            rows.append({"arm": arm, "claim": claim.claim, "published": claim.published, "measured": value, "low": low,
+                         "high": high, "verdict": _known_verdict(claim_id, verdict)})
+    return pd.DataFrame(rows)
+
+
+def assemble(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The whole ledger, every claim once and in the order of claims.toml, from the rows the notebooks have written.
+
+    A claim out of reach, and one whose notebook has written no row yet, is "not testable here" with the reason. What a
+    claim says is taken from claims.toml, not from the frames, so frames read back from CSV need no column types.
+
+    Raises    ValueError for a frame without the columns of the ledger, a claim decided twice, an unknown claim,
+              a row for a claim that is out of reach, and a verdict that is none of VERDICTS.
+    """
+    claims, decided = load(), {}
+    for frame in frames:
+        missing = [name for name in ("claim_id", *MEASURED) if name not in frame]
+        if missing:
+            raise ValueError(f"a frame of claims lacks the columns {', '.join(missing)}; its rows come from claims.row")
+        for record in frame.to_dict("records"):
+            claim = _known(record["claim_id"], claims)
+            if claim.claim_id in decided:
+                raise ValueError(f"claim {claim.claim_id} is decided twice")
+            if claim.notebook is None:
+                raise ValueError(f"claim {claim.claim_id} is out of reach in claims.toml, but a notebook decides it")
+            _known_verdict(claim.claim_id, record["verdict"])
+            decided[claim.claim_id] = {name: record[name] for name in MEASURED}
+    rows = [_record(claim) | decided.get(claim.claim_id, {}) for claim in claims.values()]
+    ledger = pd.DataFrame(rows, columns=COLUMNS)
+    return ledger.astype({"n_seeds": int}).fillna({"runs": ""})  # CSV reads no runs as NaN
+
+
+def _record(claim: Claim) -> dict:
+    """A claim's row before anything is measured."""
+    why = claim.out_of_reach or f"notebook {claim.notebook} has not measured it"
+    return dict.fromkeys(COLUMNS, math.nan) | {
+        "claim_id": claim.claim_id, "source": claim.source, "claim": claim.claim, "published": claim.published,
+        "n_seeds": 0, "verdict": f"{NOT_TESTABLE} ({why})", "notebook": claim.notebook or "", "runs": "",
+    }
+
+
+def _known(claim_id: str, claims: dict[str, Claim] | None = None) -> Claim:
+    claims = claims or load()
+    if claim_id not in claims:
+        raise ValueError(f"unknown claim {claim_id!r}; the claims are in {FILE.name}")
+    return claims[claim_id]
+
+
+def _known_verdict(claim_id: str, verdict: Any) -> str:
+    if not isinstance(verdict, str) or not any(verdict == v or verdict.startswith(f"{v} (") for v in VERDICTS):
+        raise ValueError(f"claim {claim_id}: {verdict!r} is no verdict; valid: {', '.join(VERDICTS)}")
+    return verdict

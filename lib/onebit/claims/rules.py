@@ -1,0 +1,108 @@
+"""The three rules that decide a claim: by value, by ratio or difference, by threshold."""
+
+import math
+
+from ..metrics.estimate import Estimate
+
+VERDICTS = ("reproduced", "direction only", "not reproduced", "contradicted", "not testable here")
+REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICTS
+TOO_WIDE = f"{NOT_TESTABLE} (interval too wide)"
+INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
+
+
+def by_value(measured: Estimate | float, published: float, tolerance: float = 0.2) -> str:
+    """Is the published number what we measure?
+
+        reproduced         |measured - published| <= tolerance * |published|, or the published number lies in the 95 %
+                           interval, ends included, whose half width is at most half of |published|
+        not testable here  without an interval (one seed), or when the published number lies in a wider one: an
+                           interval that holds nearly everything confirms nothing
+        not reproduced     otherwise
+
+    A plain number is exact, a count for instance: its interval is the number itself.
+
+    Raises    ValueError for a published number, a measured one or a tolerance that cannot be compared.
+    """
+    value, low, high = interval(measured)
+    _comparable(published, tolerance)
+    if math.isnan(low):
+        return _no_interval(measured)
+    if abs(value - published) <= tolerance * abs(published):
+        return REPRODUCED
+    if not low <= published <= high:
+        return NOT_REPRODUCED
+    return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
+
+
+def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, tolerance: float = 0.2) -> str:
+    """Do two arms differ as published?  `measured` is their ratio (null = 1) or their difference (null = 0).
+
+        contradicted       the 95 % interval lies wholly on the other side of null than the published number
+        not reproduced     the interval holds null, ends included, and not the published number
+        reproduced         the interval lies wholly on the published side of null, and the measured number is within
+                           tolerance of the published one, both as a number and as a distance from null:
+                           |measured - published| <= tolerance * min(|published|, |published - null|)
+        direction only     the interval lies wholly on the published side, and the size differs by more than that
+        not testable here  without an interval (one seed), or when it holds null and the published number alike
+
+    The distance from null matters for ratios near 1: 0.80 is within 20 % of a published 0.96, but five times its gap.
+    A plain number is exact, a count for instance: its interval is the number itself.
+
+    Raises    ValueError for numbers that cannot be compared, and for a published number that equals null.
+    """
+    value, low, high = interval(measured)
+    _comparable(published, tolerance)
+    if published == null or not math.isfinite(null):
+        raise ValueError(f"published {published} does not differ from null {null}: there is no direction to test")
+    if math.isnan(low):
+        return _no_interval(measured)
+    if low <= null <= high:
+        return TOO_WIDE if low <= published <= high else NOT_REPRODUCED
+    if (low > null) != (published > null):
+        return CONTRADICTED
+    near = abs(value - published) <= tolerance * min(abs(published), abs(published - null))
+    return REPRODUCED if near else DIRECTION_ONLY
+
+
+def by_threshold(measured: Estimate | float, *, at_least: float = -math.inf, at_most: float = math.inf) -> str:
+    """Does the measured number keep the bound that the claim's words stand for?  With both bounds: is it between them?
+
+        reproduced         the 95 % interval lies wholly on the right side of the bound, the bound included
+        contradicted       the interval lies wholly on the wrong side
+        not testable here  without an interval (one seed), or when it straddles the bound
+
+    A plain number is exact, a count for instance: its interval is the number itself.
+
+    Raises    ValueError for no bound, bounds in the wrong order, and a measured number that cannot be compared.
+    """
+    _, low, high = interval(measured)
+    if not at_least <= at_most or (at_least, at_most) == (-math.inf, math.inf):
+        raise ValueError(f"say at_least, at_most or both in this order, got {at_least} and {at_most}")
+    if math.isnan(low):
+        return _no_interval(measured)
+    if at_least <= low and high <= at_most:
+        return REPRODUCED
+    return CONTRADICTED if high < at_least or low > at_most else TOO_WIDE
+
+
+def interval(measured: Estimate | float) -> tuple[float, float, float]:
+    """Value, low and high; both ends NaN where there is no interval."""
+    if not isinstance(measured, Estimate):
+        measured = Estimate(float(measured), float(measured), float(measured), 1, "exact")
+    value, low, high = measured.value, measured.low, measured.high
+    if not math.isfinite(value):
+        raise ValueError(f"measured is {value}: a failed measurement is no measurement")
+    if math.isnan(low) != math.isnan(high) or low > high:
+        raise ValueError(f"measured has no proper interval: [{low}, {high}]")
+    return value, low, high
+
+
+def _no_interval(measured: Estimate) -> str:
+    return f"{NOT_TESTABLE} ({'one seed' if measured.n == 1 else 'no interval'})"
+
+
+def _comparable(published: float, tolerance: float) -> None:
+    if not math.isfinite(published):
+        raise ValueError(f"published is {published}: use by_threshold where the source prints no number")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance has to be zero or more, got {tolerance}")

@@ -1,0 +1,240 @@
+"""The study: the grid of runs and results that a profile asks for on a data set."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from .. import data
+from ..errors import unknown
+from . import ablations, agreement, evaluation, results, timings
+from .cache import Entry
+from .evaluation import Measured, Protocol
+from .profiles import (
+    DIGITS,
+    FAMILIES,
+    JUDGE_SEEDS,
+    NOISE_LEVELS,
+    PROFILES,
+    RESUNET_RECIPES,
+    SMOOTH_LEVELS,
+    SOLVERS,
+    SUBSETS,
+    UNET_RECIPES,
+    Profile,
+)
+from .results import JudgeSpec, SampleSpec
+from .run import Run
+from .sources import Control, Samples, Source, Walk
+
+
+@dataclass(frozen=True)
+class Job:
+    """One result of the study: where it is kept, and the call that makes it."""
+
+    entry: Entry
+    compute: Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs and results of one profile on one data set."""
+
+    profile: Profile
+    dataset: str
+
+    @classmethod
+    def named(cls, profile: str, dataset: str) -> "Study":
+        """Raises ValueError for an unknown profile, an unknown data set, or a data set with a class subset."""
+        if profile not in PROFILES:
+            unknown("profile", profile, PROFILES)
+        base = data.parse(dataset).base
+        if base != dataset:
+            raise ValueError(f"the study chooses class subsets itself: say {base!r}, not {dataset!r}")
+        size = PROFILES[profile]
+        return cls(replace(size, **DIGITS[profile]) if base == "digits" else size, dataset)
+
+    def resunet(self, subset: str = "", recipes: tuple[str, ...] = RESUNET_RECIPES) -> list[Run]:
+        """The published net's arms on a subset, every protocol, recipe and seed."""
+        p = self.profile
+        epochs = p.resunet_epochs[SUBSETS.index(subset)]
+        name = self.dataset + subset
+        steps = max(1, int(max(1, data.train_size(name) // p.batch) * epochs))
+        base = Run(dataset=name, net="resunet", width=p.resunet_width, steps=steps, batch=p.batch)
+        return self._arms(base, recipes, p.subset_seeds if subset else p.resunet_seeds, p.protocols)
+
+    def unet(self, recipes: tuple[str, ...] = UNET_RECIPES) -> list[Run]:
+        """The residual U-Net's arms on all ten classes, under the modern protocol."""
+        p = self.profile
+        base = Run(dataset=self.dataset, net="unet", width=p.unet_width, steps=p.unet_steps, batch=p.batch)
+        return self._arms(base, recipes, p.unet_seeds, {"modern": p.protocols["modern"]})
+
+    @property
+    def ten_class(self) -> list[Run]:
+        """All arms on ten classes: those with metrics."""
+        return self.unet() + self.resunet()
+
+    @property
+    def memorizer(self) -> Run:
+        """The positive control of memorization: the float U-Net with the same budget on a few training images."""
+        float_unet = self.unet(recipes=("fp16",))[0]
+        return replace(float_unet, dataset=f"{self.dataset}@{self.profile.few}")
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """Every run, headline arms first, first seeds before second ones."""
+        headline = sorted(self.ten_class, key=lambda run: (run.seed, run.net == "resunet"))
+        return headline + [self.memorizer] + [run for subset in SUBSETS[1:] for run in self.resunet(subset)]
+
+    @property
+    def judges(self) -> list[JudgeSpec]:
+        """The study's judge, and the same trained from other seeds."""
+        size = self.profile
+        return [JudgeSpec(self.dataset, size.judge_images, size.judge_epochs, seed) for seed in JUDGE_SEEDS]
+
+    def compared(self, subset: str = "") -> str:
+        """Name of the training images that samples are compared with: no more than the profile allows."""
+        name, limit = self.dataset + subset, self.profile.train_limit
+        return f"{name}@{limit}" if 0 < limit < data.train_size(name) else name
+
+    def subset(self, dataset: str) -> str:
+        """The one of SUBSETS that a data set's name holds."""
+        return dataset.partition("@")[0].removeprefix(self.dataset)
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the profile measures."""
+        return self.subset_protocol("")
+
+    def subset_protocol(self, subset: str) -> Protocol:
+        """The same against the images of a class subset, judged by the judge of all classes."""
+        size, against = self.profile, self.compared(subset)
+        return Protocol(
+            self.judges[0], () if subset else tuple(self.judges[1:]),
+            min(size.reference_images, data.train_size(against)), size.subset_samples if subset else size.samples,
+            against if against != self.dataset else "")
+
+    def evaluation(self, run: Run, average: bool = False) -> Samples:
+        """The samples of a run that metrics are computed on."""
+        n = self.profile.subset_samples if self.subset(run.dataset) else self.profile.samples
+        return Samples(run, SampleSpec("ddim", self.profile.sample_steps, n, average=average))
+
+    @property
+    def grid(self) -> SampleSpec:
+        """The samples of the picture grids: the published ancestral sampler, twenty images."""
+        return SampleSpec("ddpm", self.profile.grid_steps, 20)
+
+    def control(self, kind: str, level: float = 0.0) -> Control:
+        """A control of as many images as every arm has samples."""
+        return Control(self.compared(), kind, self.profile.samples, level)
+
+    def subset_controls(self, subset: str) -> list[Control]:
+        """Images of a class subset that nobody learned from, and images that samples are compared with."""
+        return [Control(self.compared(subset), kind, self.profile.subset_samples) for kind in ("held-out", "training")]
+
+    @property
+    def controls(self) -> list[Control]:
+        """Every control: what a perfect, a copying, a collapsed, a blurring and a raving generator would score."""
+        plain = [self.control(kind) for kind in ("held-out", "file-order", "training", "repeated", "blend", "noise")]
+        return (plain + [self.control("noisy", level) for level in NOISE_LEVELS]
+                + [self.control("smooth", level) for level in SMOOTH_LEVELS])
+
+    @property
+    def arms(self) -> list[Run]:
+        """The runs that notebooks 03 to 05 measure: all on ten classes, and the memorizer."""
+        return [*self.ten_class, self.memorizer]
+
+    @property
+    def solver_runs(self) -> list[Run]:
+        """The runs on which samplers and numbers of steps are compared."""
+        return [run for run in self.unet(recipes=("fp16", "strict-1bit")) if run.seed == 0]
+
+    def solver(self, run: Run, sampler: str, steps: int) -> Samples:
+        """The samples of a run by another sampler or number of steps."""
+        return Samples(run, SampleSpec(sampler, steps, self.profile.solver_samples))
+
+    def ancestral(self, run: Run) -> Samples:
+        """As many samples by the published sampler, with all its steps: what the others are measured by."""
+        return self.solver(run, "ddpm", self.profile.grid_steps)
+
+    @property
+    def walkers(self) -> list[Run]:
+        """The runs whose latent walks are measured: the trained ones on ten classes."""
+        return [run for run in self.ten_class if run == run.trained and run.ema]
+
+    def walk(self, run: Run, path: str = "latent") -> Walk:
+        """The latent walk of a run, or an artificial path between the same end images."""
+        size = self.profile
+        return Walk(run, size.walk_pairs, size.walk_frames, size.sample_steps, path=path)
+
+    def evaluate(self, family: str, source: Source | Walk, wait: bool = True) -> Measured:
+        """A family of metrics on a source, under this profile's protocol for the source's classes."""
+        return evaluation.evaluate(family, source, self.subset_protocol(self.subset(source.dataset)), wait)
+
+    def jobs(self) -> list[Job]:
+        """Every result the notebooks show, once, in the order in which it pays to compute them."""
+        return list({job.entry.name: job for job in self._jobs()}.values())
+
+    def _jobs(self) -> Iterator[Job]:
+        for spec in self.judges:
+            yield Job(results.judge_entry(spec), partial(results.judge, spec))
+        yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
+        yield Job(results.logistic_entry(self.compared()), partial(results.logistic, self.compared()))
+        yield Job(results.calibration_entry(self.judges[0]), partial(results.calibration, self.judges[0]))
+        yield self._measuring("neighbours", self.protocol.control)
+        for control in self.controls:
+            for family in ("headline", *FAMILIES):
+                yield self._measuring(family, control)
+        for control in [control for subset in SUBSETS[1:] for control in self.subset_controls(subset)]:
+            yield self._measuring("subset", control)
+        for run in self.all_runs:
+            yield from self._run_jobs(run)
+        for run in self.solver_runs:
+            for steps in self.profile.solver_steps:
+                yield self._sampling(run, self.solver(run, "ddim", steps).request)  # notebook 06 compares the images
+            for sampler in SOLVERS:
+                for steps in self.profile.solver_steps:
+                    yield self._measuring("headline", self.solver(run, sampler, steps))
+            yield self._sampling(run, self.ancestral(run).request)
+            yield self._measuring("headline", self.ancestral(run))
+        yield from ablations.jobs(self)
+        yield from agreement.jobs(self)
+        yield from timings.jobs(self)
+
+    def _run_jobs(self, run: Run) -> Iterator[Job]:
+        if run == run.trained:
+            yield Job(results.training_entry(run), partial(results.training, run))
+        if run != self.memorizer:
+            yield self._sampling(run, self.grid)
+        if self.subset(run.dataset):
+            yield self._sampling(run, self.evaluation(run).request)
+            yield self._measuring("subset", self.evaluation(run))
+        if run not in self.arms:
+            return
+        averaged = run.ema and run == run.trained and run != self.memorizer
+        for average in (False, True) if averaged else (False,):
+            source = self.evaluation(run, average)
+            yield self._sampling(run, source.request)
+            yield self._measuring("headline", source)
+        for family in FAMILIES:
+            yield self._measuring(family, self.evaluation(run))
+        if run == run.trained:
+            yield self._measuring("overfitting", self.evaluation(run))
+        if run in self.walkers:
+            yield self._measuring("walking", self.walk(run))
+            if run.recipe == "fp16":
+                yield self._measuring("walking", self.walk(run, "cross-fade"))
+                yield self._measuring("walking", self.walk(run, "transport"))
+
+    def _sampling(self, run: Run, request: SampleSpec) -> Job:
+        return Job(results.samples_entry(run, request), partial(results.samples, run, request))
+
+    def _measuring(self, family: str, source: Source | Walk) -> Job:
+        protocol = self.subset_protocol(self.subset(source.dataset))
+        return Job(evaluation.entry(family, source, protocol), partial(self.evaluate, family, source))
+
+    @staticmethod
+    def _arms(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:
+        return [replace(base, recipe=recipe, seed=seed, **protocol | {"warmup": warmup})
+                for protocol in protocols.values()
+                for warmup in [min(protocol.get("warmup", 0), base.steps // 4)]  # a short run is not all warm-up
+                for recipe in recipes for seed in seeds]
