@@ -93,7 +93,7 @@ def test_memory_is_what_an_action_holds_at_its_peak():
 
 def test_packed_samples_are_a_result_of_their_own_beside_the_dense_ones():
     rows = agreement.packed_rows(STUDY)
-    assert set(rows) == {"W1A1 XNOR", "W1A1 BiDM", "W1A4 base", "W1A4 +EBB +LRM"}
+    assert set(rows) == {"W1A1 XNOR", "W1A1 BiDM", "W1A4 base", "W1A4 +EBB", "W1A4 +EBB +LRM"}
     for run in rows.values():
         dense, packed = agreement.pair(STUDY, run)
         keys = {results.samples_entry(run, dense.request, packed=flag).key for flag in (False, True)}
