@@ -92,7 +92,7 @@ def test_two_executions_give_the_same_tables_but_for_what_a_clock_measured(twice
     assert set(first) == set(second) and len(first) > 60
     same = {name for name in first if first[name] == second[name]}
     timed = {f"{name}.csv" for name in MEASURED} | {"08_claims.csv", "claims.csv"}
-    timed |= {name for name in first if name.startswith(("08_", "09_")) and name.endswith(DRAWN)}  # 09 shows 08's claims
+    timed |= {name for name in first if name.startswith(("08_", "09_")) and name.endswith(DRAWN)}  # 09: 08's claims
     assert set(first) - same <= timed
     for name in sorted(name for name in set(first) - same if not name.endswith(DRAWN)):
         assert compare(Path(name).stem, first[name], second[name], exact=True, clocked=False).wrong == (), name
