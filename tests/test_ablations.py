@@ -81,6 +81,13 @@ def test_headline_rows_come_first_and_at_every_seed():
     assert all(seeds[row.label] == {0, 1} for row in grid() if row.first == 1)
 
 
+@pytest.mark.parametrize("net", ["unet", "resunet"])
+def test_teachers_are_float_networks_of_the_better_protocol_one_per_seed(net):
+    found = teachers(Study.named("paper", "mnist"), net)
+    assert [run.seed for run in found] == [0, 1, 2]
+    assert all((run.net, run.recipe) == (net, "fp16") and run.ema > 0 for run in found)
+
+
 def test_tables_keep_the_order_of_the_file():
     labels = [row.label for row, _ in of_table(STUDY, "bidm")]
     order = [row.label for row in grid()]

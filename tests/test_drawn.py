@@ -91,5 +91,6 @@ def test_images_come_back_as_they_were_drawn_and_files_are_the_same_twice(ax, tm
     assert pd.read_csv(tmp_path / "02_a.data.csv").y.tolist() == [0.3333333, 0]
 
 
-def test_a_figure_without_marks_or_images_saves_nothing(ax, tmp_path):
+def test_a_figure_without_marks_or_images_saves_nothing_and_leaves_nothing_of_an_earlier_one(ax, tmp_path):
+    (tmp_path / "02_a.data.csv").write_text("old")
     assert drawn.save(ax.figure, tmp_path / "02_a") == [] and not list(tmp_path.iterdir())

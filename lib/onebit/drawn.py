@@ -26,8 +26,10 @@ DIGITS = "%.7g"  # more than a plot can show, few enough to agree between machin
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path`.data.csv for what is drawn as marks and `path`.data.npz for images, each if there is any; returns
-    their paths.  The same figure gives the same bytes."""
+    their paths.  What an earlier figure of that name has left goes.  The same figure gives the same bytes."""
     saved, frame, arrays = [], marks(figure), images(figure)
+    for suffix in (".data.csv", ".data.npz"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
     if len(frame):
         saved.append(path.with_suffix(".data.csv"))
         write_text(saved[-1], frame.to_csv(index=False, float_format=DIGITS))
@@ -47,7 +49,8 @@ def marks(figure: Figure) -> pd.DataFrame:
     x, y      in the units of the axes: of a bar two opposite corners
     x_name, y_name    the name at that place, where an axis has names for ticks
 
-    Lines across a whole panel (axhline, axvline), arrows and text are not data, and left out.
+    Lines across a whole panel (axhline, axvline), arrows and text are not data, and left out; so are kinds of marks
+    that the study does not draw (wedges, contours).
     """
     rows = [row for panel, ax in enumerate(figure.axes) for row in _panel(panel, ax)]
     return pd.DataFrame(rows, columns=COLUMNS)

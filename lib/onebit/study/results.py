@@ -134,7 +134,7 @@ def loss_log(run: Run) -> "pd.DataFrame":
 
 
 def snapshots(run: Run) -> dict[int, Tensor]:
-    """Ten samples at several moments of training, by step; uint8 (10, 1, H, W)."""
+    """Ten samples at several moments of training, by step; uint8 (10, 1, H, W).  None of a student of a teacher."""
     with np.load(training(run) / "snapshots.npz") as stored:
         return {int(step): torch.from_numpy(stored[step]) for step in sorted(stored, key=int)}
 
