@@ -46,6 +46,14 @@ def test_a_table_is_saved_unrounded_and_shown_rounded_with_the_number_of_seeds(h
     assert "mnist · laptop · 2 seeds" in page
 
 
+def test_a_text_with_bars_and_stars_stays_in_its_cell_as_it_is(home):
+    frame = pd.DataFrame({"recipe": ["keep=a*|b*"], "last": ["x"]})
+    path = Report("02", Study.named("laptop", "mnist")).table(frame, "demo", "Bars.", RUNS)
+    row = path.with_suffix(".md").read_text().splitlines()[2]
+    assert len(row.replace("\\|", "").split("|")) == 4 and "keep=a\\*\\|b\\*" in row
+    assert pd.read_csv(path).recipe[0] == "keep=a*|b*"
+
+
 @pytest.mark.parametrize(("profile", "dataset", "folder"), [
     ("laptop", "mnist", "figures"), ("laptop", "digits", "figures/digits"),
     ("smoke", "mnist", "build/mnist/smoke/figures"), ("smoke", "digits", "build/digits/smoke/figures"),

@@ -9,6 +9,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,8 @@ COLOURS = {
     "memorizer": "#7d3c98",
     "control": "#4d4d4d",  # real images and what is made of them
 }
+
+WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
 
 VERDICT_COLOURS = {
     "reproduced": "#1e8449",
@@ -108,6 +111,8 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
     ax.set(xscale="log", xlabel=label, yticks=range(len(order)), yticklabels=order)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("{x:,.0f}")
+    if frame[column].max() > WIDE * frame[column].min():
+        ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     ax.tick_params(axis="x", which="both", labelsize=7)
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=frame.seed.nunique() + 1, borderaxespad=0.1)

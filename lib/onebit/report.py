@@ -1,6 +1,7 @@
 """Figures and tables with their note of origin: what you look at, the numbers behind it, and where they came from."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,11 @@ def folder_of(dataset: str, profile: str) -> Path:
     if profile != REFERENCE:
         return paths.BUILD / dataset / profile / "figures"
     return paths.FIGURES if dataset == "mnist" else paths.FIGURES / dataset
+
+
+def _literal(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose texts Markdown leaves as they are: recipes hold "|", which ends a cell, and "*", which slants it."""
+    return frame.map(lambda cell: re.sub(r"([|*])", r"\\\1", cell) if isinstance(cell, str) else cell)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Report:
         """
         runs = list(runs)
         path = self._path(name)
-        page = frame.to_markdown(index=False, floatfmt=f".{digits}g")
+        page = _literal(frame).to_markdown(index=False, floatfmt=f".{digits}g")
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         write_text(path.with_suffix(".md"), f"{page}\n\n{caption}  \n{self._stamp(runs)}\n")
         self._note(path.with_suffix(".csv"), caption, runs)
@@ -96,7 +102,7 @@ class Report:
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         self._note(path.with_suffix(".csv"), "Claims this notebook decides, by the rules above.", runs)
         page = frame[["claim_id", "claim", "published", "measured", "ci_low", "ci_high", "verdict"]]
-        display(Markdown(page.to_markdown(index=False, floatfmt=".4g")))
+        display(Markdown(_literal(page).to_markdown(index=False, floatfmt=".4g")))
         return path.with_suffix(".csv")
 
     def ledger(self, frame: pd.DataFrame) -> Path:
