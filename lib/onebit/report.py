@@ -37,7 +37,7 @@ def folder_of(dataset: str, profile: str) -> Path:
 
 
 def _literal(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose texts Markdown leaves as they are: recipes hold "|", which ends a cell, and "*", which slants it."""
+    """A frame whose texts Markdown leaves alone: recipes hold "|", which ends a cell, and "*", which slants it."""
     return frame.map(lambda cell: re.sub(r"([|*])", r"\\\1", cell) if isinstance(cell, str) else cell)
 
 
