@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebit import nets, paths
-from onebit.study import Run, SampleSpec, Study, cache, costs, graph, results
+from onebit.study import Run, SampleSpec, Study, agreement, cache, costs, graph, results
 from onebit.study import plan as planning
 from onebit.study.cache import Entry
 from onebit.study.schedule import Task, critical_path, makespan
@@ -124,6 +124,25 @@ def test_timed_networks_wait_for_their_training():
     needs = graph.prerequisites(jobs)
     timed = next(job.entry for job in jobs if job.entry.spec.get("kind_of_table") == "networks")
     assert len(needs[timed.name]) > 5 and all(name.startswith("train-") for name in needs[timed.name])
+
+
+def test_what_no_notebook_reads_is_missing_only_while_something_made_from_it_is(home, monkeypatch):
+    jobs = SMOKE.jobs()
+    needs, gone = graph.prerequisites(jobs), {job.entry.name for job in jobs if not job.shown}
+    assert gone and all(name.startswith("samples-") for name in gone)
+    monkeypatch.setattr(cache, "find", lambda entry: None if entry.name in gone else home)
+    assert graph.missing(jobs) == []
+    reader = next(job.entry.name for job in jobs if gone & set(needs[job.entry.name]))
+    drawn, = gone & set(needs[reader])
+    gone.add(reader)
+    assert [job.entry.name for job in graph.missing(jobs)] == [drawn, reader]
+
+
+def test_a_result_that_is_shown_somewhere_is_shown():
+    """Rows whose packed twin is drawn are compared pixel by pixel, though the grid itself does not show them."""
+    shown = {job.entry.name: job.shown for job in SMOKE.jobs()}
+    dense = [agreement.pair(SMOKE, run)[0] for run in agreement.packed_rows(SMOKE).values()]
+    assert dense and all(shown[results.samples_entry(source.run, source.request).name] for source in dense)
 
 
 def test_a_run_is_read_back_from_its_key():

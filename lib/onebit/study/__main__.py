@@ -7,7 +7,7 @@ import torch
 
 from .. import data
 from ..errors import CorruptFile, EngineUnavailable
-from . import cache, engines
+from . import engines, graph
 from .profiles import PROFILES
 from .study import Job, Study
 
@@ -57,7 +57,7 @@ def _wanted(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def _missing(dataset: str, profile: str) -> list[Job]:
-    return [job for job in Study.named(profile, dataset).jobs() if cache.find(job.entry) is None]
+    return graph.missing(Study.named(profile, dataset).jobs())
 
 
 def _failed(failures: list[engines.Failure]) -> bool:

@@ -12,6 +12,7 @@ from . import evaluation, results
 from .run import Run
 
 if TYPE_CHECKING:
+    from .results import SampleSpec
     from .sources import Samples
     from .study import Job, Study
 
@@ -22,6 +23,7 @@ HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "distribution")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
+PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,32 @@ def of_table(study: "Study", table: str) -> Iterator[tuple[Ablation, Run]]:
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
-    """Every training of the grid, its samples and its metrics."""
+    """Every training of the grid, its samples and its metrics.
+
+    Samples are shown, and so released, for the rows of the first priority alone: of all, they would be too many bytes.
+    """
     from .study import Job
 
     for row, run in trained(study):
         source = study.evaluation(run)
         yield Job(results.training_entry(run), partial(results.training, run))
-        yield Job(results.samples_entry(run, source.request), partial(results.samples, run, source.request))
+        yield _drawing(run, source.request, shown=row.first == 1)
+        if row.label in PICTURED and run.seed == study.profile.unet_seeds[0]:
+            yield _drawing(run, study.pictured)
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
     for _, _, source in by_sampler(study):
-        drawn = results.samples_entry(source.run, source.request)
-        yield Job(drawn, partial(results.samples, source.run, source.request))
+        yield _drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     source = study.evaluation(teachers(study)[0])
     yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
+
+
+def _drawing(run: Run, request: "SampleSpec", shown: bool = True) -> "Job":
+    from .study import Job
+
+    return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
 
 
 def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from . import evaluation, results
+from . import cache, evaluation, results
 from .cache import Entry
 from .evaluation import Protocol
 from .results import JudgeSpec, SampleSpec
@@ -22,6 +22,16 @@ def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
     order = {name: i for i, name in enumerate(listed)}
     reads = {name: {other.name for other in _reads(entry)} & order.keys() - {name} for name, entry in listed.items()}
     return {name: tuple(sorted(found, key=order.__getitem__)) for name, found in reads.items()}
+
+
+def missing(jobs: Iterable[Job]) -> list[Job]:
+    """Those whose results are nowhere and are wanted: shown by a notebook, or read by one of those that are."""
+    nowhere = {job.entry.name: job for job in jobs if cache.find(job.entry) is None}
+    needs = prerequisites(nowhere.values())
+    wanted = [name for name, job in nowhere.items() if job.shown]
+    for name in wanted:  # which grows meanwhile
+        wanted += [need for need in needs[name] if need not in wanted]
+    return [job for name, job in nowhere.items() if name in wanted]
 
 
 def run_of(spec: dict) -> Run:

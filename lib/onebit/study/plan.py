@@ -7,8 +7,9 @@ import torch
 from tabulate import tabulate
 
 from ..train import CHECKPOINT_SECONDS
-from . import cache, costs
+from . import costs
 from .engines.progress import duration
+from .graph import missing as lacking
 from .graph import prerequisites, run_of
 from .schedule import Task, critical_path, makespan
 from .speeds import Speeds
@@ -26,7 +27,7 @@ def plan(study: Study, threads: int = 0) -> str:
     if threads:
         torch.set_num_threads(threads)
     jobs = study.jobs()
-    missing = [job for job in jobs if cache.find(job.entry) is None]
+    missing = lacking(jobs)
     title = f"{study.dataset}/{study.profile.name}: {len(missing)} of {len(jobs)} results missing"
     if not missing:
         title += "; this is what FROM_SCRATCH=1 would compute"

@@ -49,12 +49,14 @@ class Kept:
 
 
 def released(study: Study) -> Iterator[Path]:
-    """Copy the study's results, and the golden run, into data/released/, in the forms above; yields their folders.
+    """Copy what the study's notebooks read, and the golden run, into data/released/; yields the folders.
+
+    They take the forms above.  What only other results were made from (Job.shown) stays in data/runs/.
 
     Raises    FileNotFoundError for a result that is nowhere; ValueError for a file above LARGEST.
     """
     plan = trainings(study)
-    for job in study.jobs():
+    for job in (job for job in study.jobs() if job.shown):
         folder = cache.find(job.entry)
         if folder is None:
             raise FileNotFoundError(f"{job.entry.name} is not computed yet; run make train first")

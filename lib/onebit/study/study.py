@@ -29,10 +29,14 @@ from .sources import Control, Samples, Source, Walk
 
 @dataclass(frozen=True)
 class Job:
-    """One result of the study: where it is kept, and the call that makes it."""
+    """One result of the study: where it is kept, and the call that makes it.
+
+    shown    whether a notebook reads it; the others serve results made from them alone, and are not released
+    """
 
     entry: Entry
     compute: Callable[..., object]
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,11 @@ class Study:
         """The samples of the picture grids: the published ancestral sampler, twenty images."""
         return SampleSpec("ddpm", self.profile.grid_steps, 20)
 
+    @property
+    def pictured(self) -> SampleSpec:
+        """The first samples of those that metrics are computed on, to be looked at."""
+        return SampleSpec("ddim", self.profile.sample_steps, 16)
+
     def control(self, kind: str, level: float = 0.0) -> Control:
         """A control of as many images as every arm has samples."""
         return Control(self.compared(), kind, self.profile.samples, level)
@@ -172,7 +181,11 @@ class Study:
 
     def jobs(self) -> list[Job]:
         """Every result the notebooks show, once, in the order in which it pays to compute them."""
-        return list({job.entry.name: job for job in self._jobs()}.values())
+        found: dict[str, Job] = {}
+        for job in self._jobs():
+            before = found.get(job.entry.name)
+            found[job.entry.name] = before if before and before.shown else job
+        return list(found.values())
 
     def _jobs(self) -> Iterator[Job]:
         for spec in self.judges:
