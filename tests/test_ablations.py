@@ -97,7 +97,7 @@ def test_tables_keep_the_order_of_the_file():
 @pytest.mark.parametrize(("text", "message"), [
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nlambda = 2\n', r"unknown key of 'a'.*lambda.*recipe"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
-    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 5\n', r"unknown priority of 'a' 5"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 6\n', r"unknown priority of 'a' 6"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nnet = "x"\n', r"unknown net of 'a' 'x'.*resunet"),
 ])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
-PRIORITIES = (1, 2, 3, 4)
+PRIORITIES = (1, 2, 3, 4, 5)
 HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "distribution")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
@@ -115,15 +115,16 @@ def of_table(study: "Study", table: str) -> Iterator[tuple[Ablation, Run]]:
 def jobs(study: "Study") -> Iterator["Job"]:
     """Every training of the grid, its samples and its metrics.
 
-    Samples are shown, and so released, for the rows of the first priority alone: of all, they would be too many bytes.
+    Samples are shown, and so released, of the first seed of the first rows alone: of all, they would be too many bytes.
     """
     from .study import Job
 
+    first = study.profile.unet_seeds[0]
     for row, run in trained(study):
         source = study.evaluation(run)
         yield Job(results.training_entry(run), partial(results.training, run))
-        yield _drawing(run, source.request, shown=row.first == 1)
-        if row.label in PICTURED and run.seed == study.profile.unet_seeds[0]:
+        yield _drawing(run, source.request, shown=row.first == 1 and run.seed == first)
+        if row.label in PICTURED and run.seed == first:
             yield _drawing(run, study.pictured)
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)

@@ -68,7 +68,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=3, ablation_rows=3,
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4,
         batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
@@ -77,7 +77,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=2,
+        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=3,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -86,7 +86,7 @@ PROFILES = {
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=4, ablation_rows=4,
+        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=5, ablation_rows=5,
         subset_samples=2_000,
     ),
 }

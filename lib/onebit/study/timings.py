@@ -30,19 +30,17 @@ class Effort:
 
     shapes     (channels, side) of the 3 x 3 convolutions;  batches: images at once, of convolutions and networks
     seconds    per group of things that take turns
-    priority   rows of notebook 07's grid up to which trained networks and training steps are timed
     """
 
     shapes: tuple[tuple[int, int], ...] = ((64, 28), (128, 28), (128, 14), (256, 14), (256, 7))
     batches: tuple[int, ...] = (1, 128)
     seconds: float = 4.0
-    priority: int = 4
 
 
 WORD = 64  # channels in one word
 IMAGES = 128  # drawn from start to end
 STEPS = ("W2A32 LSQ", "W1A4 +EBB +LRM", "W1A1 XNOR +SPD", "W1A1 BiDM")  # training steps timed besides the headline's
-SMALL = Effort(((16, 7),), (1, 4), 0.05, ablations.HEADLINE)
+SMALL = Effort(((16, 7),), (1, 4), 0.05)
 
 
 def effort(study: "Study") -> Effort:
@@ -53,14 +51,11 @@ def effort(study: "Study") -> Effort:
 
 
 def measured_runs(study: "Study") -> dict[str, Run]:
-    """What is set against quality, by label: the first seed of every ten-class arm, and of every row of the grid."""
+    """What is set against quality, by label: the first seed of every ten-class arm, and of every headline row."""
     first = study.profile.unet_seeds[0]
     arms = {f"{run.net} {run.recipe}": run for run in reversed(study.ten_class) if run.seed == first}  # first protocol
-    return arms | {row.label: run for row, run in _rows(study) if run.seed == first}
-
-
-def _rows(study: "Study") -> list[tuple[ablations.Ablation, Run]]:
-    return [(row, run) for row, run in ablations.trained(study) if row.first <= effort(study).priority]
+    return arms | {row.label: run for row, run in ablations.trained(study)
+                   if run.seed == first and row.first <= ablations.HEADLINE}
 
 
 def entry(study: "Study", kind: str) -> Entry:
