@@ -9,9 +9,22 @@ import torch
 from onebit import data, metrics
 from onebit.errors import DataUnavailable
 from onebit.judge import look
-from onebit.study import Control, JudgeSpec, Protocol, Run, Samples, SampleSpec, Walk, cache, evaluation, results
+from onebit.study import (
+    Control,
+    JudgeSpec,
+    Protocol,
+    Run,
+    Samples,
+    SampleSpec,
+    Walk,
+    cache,
+    evaluation,
+    families,
+    results,
+)
 from onebit.study.evaluation import evaluate
 from onebit.study.families import CUTOFFS
+from onebit.study.sources import PackedSamples
 
 TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=1e-3, ema=0.9, precision="float32")
 N = 200
@@ -54,6 +67,20 @@ def test_the_headline_is_that_of_its_parts(protocol):
     expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
     assert found["frechet"] == pytest.approx(expected, rel=1e-9)
     assert found["judge_confidence"] == pytest.approx(probabilities.max(1).values.double().mean().item(), rel=1e-6)
+
+
+def test_packed_samples_are_compared_with_dense_ones_pixel_by_pixel(protocol, monkeypatch):
+    """By hand: one image equal, one a grey level off, one three levels off in half of it, one in a single pixel."""
+    dense = torch.full((4, 1, 16, 16), 100, dtype=torch.uint8)
+    packed = dense.clone()
+    packed[1] += 1
+    packed[2, 0, :8] -= 3
+    packed[3, 0, 0, 0] = 0
+    monkeypatch.setattr(results, "samples", lambda *_, packed=False, drawn=(dense, packed), **__: drawn[packed])
+    found = families.packing(PackedSamples(TINY, SampleSpec("ddim", 4, 4)), protocol, True).estimates
+    assert found["mean_difference"].value == pytest.approx((0 + 1 + 1.5 + 100 / 256) / 4)
+    assert found["pixels_equal"].value == pytest.approx((1 + 0 + 0.5 + 255 / 256) / 4)
+    assert found["images_equal"].value == 0.5 and found["images_equal"].n == 4
 
 
 def test_every_control_is_what_it_says():

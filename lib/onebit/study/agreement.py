@@ -31,15 +31,15 @@ def pair(study: "Study", run: Run) -> tuple[Samples, PackedSamples]:
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
-    """Both sides' samples and metrics."""
+    """Both sides' samples and metrics, and how far apart the samples are."""
     from .study import Job
 
     for run in packed_rows(study).values():
         for source in pair(study, run):
             packed = isinstance(source, PackedSamples)
             yield Job(results.samples_entry(run, source.request, packed),
-                      partial(results.samples, run, source.request, packed=packed))
-            for family in FAMILIES:
+                      partial(results.samples, run, source.request, packed=packed), shown=False)
+            for family in FAMILIES + ("packing",) * packed:
                 yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
 
 
@@ -64,11 +64,7 @@ def pixels(study: "Study") -> "pd.DataFrame":
     """One row per network: how far packed samples are from dense ones of the same noise, in grey levels of 255."""
     import pandas as pd
 
-    rows = []
-    for label, run in packed_rows(study).items():
-        dense, packed = (source.images().float() for source in pair(study, run))
-        apart = (dense - packed).abs()
-        rows.append({"label": label, "images": len(apart), "mean_difference": apart.mean().item(),
-                     "pixels_equal": (apart == 0).float().mean().item(),
-                     "images_equal": (apart.flatten(1).amax(1) <= 1).float().mean().item()})
-    return pd.DataFrame(rows)
+    found = {label: study.evaluate("packing", pair(study, run)[1]).estimates
+             for label, run in packed_rows(study).items()}
+    return pd.DataFrame([{"label": label, "images": e["images_equal"].n} | {name: e[name].value for name in e}
+                         for label, e in found.items()])

@@ -15,7 +15,7 @@ from ..panel import knn_labels, logistic_probabilities
 from . import results
 from .activity import activity, mimicry  # noqa: F401 - two of the families
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
-from .sources import Samples, Source, Walk
+from .sources import PackedSamples, Samples, Source, Walk
 
 PUBLISHED_SHARE = 12  # of all classes' training images, as many as one in twelve are searched: 5,000 in source 000
 PUBLISHED_SAMPLES = 100  # of which memorization and diversity are computed, source 000
@@ -223,6 +223,17 @@ def legibility(source: Source, protocol: Protocol, wait: bool) -> Measured:
         "legible": metrics.legible(labels, calibrated),
     }, {"labels": labels.astype(np.uint8), "confidence": probabilities.max(1).astype(np.float32),
         "calibrated": calibrated.max(1).astype(np.float32)})
+
+
+def packing(source: PackedSamples, protocol: Protocol, wait: bool) -> Measured:
+    """How far what the packed network draws is from what the dense one draws from the same noise, in grey levels."""
+    dense, packed = Samples(source.run, source.request).images(wait), source.images(wait)
+    apart = (dense.float() - packed.float()).abs().flatten(1).numpy()
+    return Measured({
+        "mean_difference": metrics.bootstrap(apart.mean(1), "mean over pixels and images, grey levels of 255"),
+        "pixels_equal": metrics.bootstrap((apart == 0).mean(1), "share of pixels, mean over images"),
+        "images_equal": share(apart.max(1) <= 1, "share of images that are equal to one grey level"),
+    }, {})
 
 
 def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:

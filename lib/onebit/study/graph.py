@@ -70,7 +70,11 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
             yield results.judge_entry(protocol.judge)
         return
     if "run" in source:
-        yield results.samples_entry(run_of(source["run"]), SampleSpec(**source["samples"]), "kernels" in source)
+        run, request = run_of(source["run"]), SampleSpec(**source["samples"])
+        yield results.samples_entry(run, request, "kernels" in source)
+        if family == "packing":
+            yield results.samples_entry(run, request)
+            return
     yield results.judge_entry(protocol.judge)
     if family == "distribution":
         yield from map(results.judge_entry, protocol.more_judges)
