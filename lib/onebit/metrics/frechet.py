@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.stats
@@ -34,31 +35,30 @@ class Gaussian:
             raise ValueError("features hold NaN or infinity")
         return cls(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False)), len(x))
 
+    @cached_property
+    def root(self) -> NDArray[np.float64]:
+        """Some R (D, D) with R R^T = covariance: Cholesky's, or from eigenvectors where that is singular."""
+        try:
+            return np.linalg.cholesky(self.covariance)
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self.covariance)
+            return vectors * np.sqrt(values.clip(min=0))
+
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    r"""Squared 2-Wasserstein distance of two Gaussians.
+    r"""Squared 2-Wasserstein distance of two Gaussians; fastest where many a meet the same b, whose root is kept.
 
         d = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2))
 
     Units     squared units of the features, so values of different feature networks do not compare.
-    DIFFERS   usual code takes sqrtm(C_a C_b).  R^T C_b R, for any R with R R^T = C_a, is symmetric and has the same
+    DIFFERS   usual code takes sqrtm(C_a C_b).  R^T C_a R, for any R with R R^T = C_b, is symmetric and has the same
               eigenvalues; they are real and >= 0 (what rounding makes negative is set to 0), and found faster.
     Source    Dowson & Landau 1982; FID (arXiv:1706.08500) Eq. 6.  With the judge's features: source 000's "FMD".
     """
-    root = _root(a.covariance)
-    cross = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+    cross = np.linalg.eigvalsh(b.root.T @ a.covariance @ b.root)
     shift = np.sum((a.mean - b.mean) ** 2)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross.clip(min=0)).sum()
     return float(shift + trace)
-
-
-def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Some R with R R^T = C: Cholesky's, or from eigenvectors where C is singular."""
-    try:
-        return np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        return vectors * np.sqrt(values.clip(min=0))
 
 
 def frechet(features: ArrayLike, real: Gaussian, protocol: str = "Fréchet distance") -> Estimate:
