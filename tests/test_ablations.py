@@ -21,6 +21,7 @@ from onebit.study.ablations import (
     families_of,
     grid,
     of_table,
+    renormed,
     teachers,
     trained,
 )
@@ -215,6 +216,22 @@ def test_the_best_setting_is_found_seed_by_seed():
     assert (e.value, e.n) == (6, 2)  # 4 at the first seed, 8 at the second
     one = ablation_tables.lowest(CHOICES[CHOICES.seed == 0], "frechet", {"a": 2, "b": 4, "c": 8})
     assert one.value == 4 and math.isnan(one.low)
+
+
+def test_gains_are_paired_by_seed_and_set_beside_the_spread_of_the_base():
+    frame = ablation_tables.gains(CHOICES, "frechet", {"b": "a", "c": "a", "x": "a"})
+    assert list(frame.row) == ["b", "c"] and list(frame.seeds) == [2, 2]
+    assert frame.ratio.tolist() == pytest.approx([math.sqrt(2 / 4 * 3 / 6), math.sqrt(8 / 4 * 2 / 6)])
+    assert frame.ratio_seed1.tolist() == pytest.approx([0.5, 1 / 3])
+    assert frame.one_sd_of_base.tolist() == pytest.approx([1.5 ** (1 / math.sqrt(2))] * 2)  # of 4 and 6
+
+
+def test_networks_are_drawn_twice_with_the_same_noise_and_other_statistics():
+    found = renormed(STUDY)
+    assert {"unet fp16, from scratch", "W1A32 base", "W1A1 BiDM", "L2 instead of LRM"} <= {label for label, _ in found}
+    for _, run in found:
+        request = STUDY.reestimated(run).request
+        assert request.reestimated and replace(request, reestimated=False) == STUDY.evaluation(run).request
 
 
 def test_wins_are_counted_sampler_by_sampler():

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from onebit import data
+from onebit.batches import STATISTICS, Batches
+from onebit.diffusion import noise_loss
 from onebit.errors import DataUnavailable, EngineUnavailable
 from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engines, evaluation, results, tables
 from onebit.study.__main__ import main
@@ -184,6 +186,26 @@ def test_all_arms_of_a_seed_start_from_the_same_weights():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     c = results.new_model(replace(TINY, seed=1))
     assert not torch.equal(a.mid.conv1.weight, c.mid.conv1.weight)
+
+
+def test_statistics_estimated_anew_are_means_over_the_runs_own_first_batches(home):
+    """Twenty batches, as many as the run had; everything else is as it was."""
+    plain, anew = results.weights(TINY), results.weights(TINY, reestimated=True)
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), anew.parameters(), strict=True))
+    batches, seen = Batches(data.load("digits").images, TINY.settings, STATISTICS), []
+    hook = plain.norm_out.register_forward_pre_hook(lambda m, args: seen.append(args[0].mean(dim=(0, 2, 3))))
+    with torch.no_grad():
+        for step in range(20):
+            noise_loss(plain.train(), *batches(step))
+    hook.remove()
+    torch.testing.assert_close(anew.norm_out.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+    assert not anew.training and anew.norm_out.momentum == plain.norm_out.momentum
+
+
+def test_a_request_for_other_statistics_has_a_key_of_its_own_and_orphans_no_other():
+    plain, anew = SampleSpec(), SampleSpec(reestimated=True)
+    assert "reestimated" not in plain.spec and anew.spec == plain.spec | {"reestimated": True}
+    assert results.samples_entry(TINY, plain).key != results.samples_entry(TINY, anew).key
 
 
 def test_averaged_weights_of_a_run_without_them_are_refused(home):

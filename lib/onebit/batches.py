@@ -26,7 +26,7 @@ class Batches:
 
     def __init__(self, images: Tensor, settings: "Settings", stream: int = NOISE):
         self.images, self.batch, self.seed, self.stream = images, settings.batch, settings.seed, stream
-        self.per_epoch = len(images) // settings.batch
+        self.per_epoch, self.steps = len(images) // settings.batch, settings.steps
         self.epoch, self.order = -1, torch.empty(0)
 
     def _generator(self, place: torch.device, *words: int) -> torch.Generator:

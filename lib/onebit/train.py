@@ -28,7 +28,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # of (model, x0, n
 VERSION = 1  # +1 whenever the same settings would give other weights; tests/test_train.py pins three losses
 LOG_EVERY = 20  # steps; also the grid on which checkpoints are possible
 CHECKPOINT_SECONDS = 60.0
-BATCH_NORM_BATCHES = 100  # batches over which averaged weights get their own batch-norm statistics
+BATCH_NORM_BATCHES = 100  # over which batch-norm statistics are estimated anew
 DECAYS = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -177,18 +177,30 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
     with torch.no_grad():
         for parameter, value in zip(twin.parameters(), ema, strict=True):
             parameter.copy_(value)
-        norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
-        momenta = [m.momentum for m in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over the batches that follow
-        dropout = seeded_dropout(twin, batches.seed)
-        for step in range(BATCH_NORM_BATCHES if norms else 0):
-            with dropout(step):
-                noise_loss(twin.train(), *batches(step))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    reestimate(twin, batches)
     return twin
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss) -> None:
+    """Give the model's batch norms the plain mean of their statistics over the first BATCH_NORM_BATCHES batches.
+
+    Those that training leaves are moving averages over its last ten batches or so.  `objective` makes the pass; a run
+    of fewer steps has as many batches.
+
+    Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086), section 4.1.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches that follow
+    dropout = seeded_dropout(model, batches.seed)
+    for step in range(min(BATCH_NORM_BATCHES, batches.steps) if norms else 0):
+        with dropout(step):
+            objective(model.train(), *batches(step))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -85,6 +85,19 @@ def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estim
     return _ratio(values[label], values[control], f"{metric}: {label} over {control}, paired by seed")
 
 
+def gains(frame: pd.DataFrame, metric: str, pairs: dict[str, str]) -> pd.DataFrame:
+    """One row per pair of labels that the frame has, of a row and what it is set against: the ratio of the metric, its
+    geometric mean over the seeds both have and every seed's, and one standard deviation of the base, as a ratio."""
+    values, rows = _by_seed(frame, metric), []
+    for label, base in ((label, base) for label, base in pairs.items() if {label, base} <= set(values)):
+        both = np.log(values[[label, base]].dropna())
+        ratio = both[label] - both[base]
+        rows.append({"row": label, "against": base, "seeds": len(ratio), "ratio": np.exp(ratio.mean()),
+                     **{f"ratio_seed{seed}": np.exp(r) for seed, r in ratio.items()},
+                     "one_sd_of_base": np.exp(both[base].std(ddof=1))})
+    return pd.DataFrame(rows)
+
+
 def worst(frame: pd.DataFrame, metric: str, labels: Sequence[str], control: str) -> Estimate:
     """The highest of several labels over one, at every seed that has them all, as `compare`."""
     values = _by_seed(frame, metric)
@@ -124,6 +137,18 @@ def wins(frame: pd.DataFrame, label: str, control: str) -> Estimate:
     values = frame.pivot(index=["seed", "sampler"], columns="label", values="frechet").dropna()
     shares = (values[label] < values[control]).groupby("seed").mean()
     return over_seeds(shares.tolist(), f"share of samplers by which {label} is ahead of {control}")
+
+
+def renormed(study: Study) -> pd.DataFrame:
+    """Fréchet distance with the batch-norm statistics that training ended with, and with better ones, one row per
+    training: label, seed, trained, reestimated, ratio."""
+    rows = []
+    for label, run in ablations.renormed(study):
+        trained, anew = (study.evaluate("headline", source).estimates["frechet"].value
+                         for source in (study.evaluation(run), study.reestimated(run)))
+        rows.append({"label": label, "seed": run.seed, "trained": trained, "reestimated": anew,
+                     "ratio": anew / trained})
+    return pd.DataFrame(rows)
 
 
 def curves(study: Study, labels: Iterable[str]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
 PRIORITIES = (1, 2, 3, 4, 5)
 HEADLINE = 2  # up to this priority
+RENORMED = 3
 FAMILIES = ("headline", "manifold", "distribution")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
@@ -129,7 +130,8 @@ def jobs(study: "Study") -> Iterator["Job"]:
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
-    for _, _, source in by_sampler(study):
+    others = [source for _, _, source in by_sampler(study)]
+    for source in others + [study.reestimated(run) for _, run in renormed(study)]:
         yield _drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     source = study.evaluation(teachers(study)[0])
@@ -143,10 +145,17 @@ def _drawing(run: Run, request: "SampleSpec", shown: bool = True) -> "Job":
 
 
 def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
-    """The rows of SAMPLED drawn by each of SAMPLERS, with the steps and the noise of every other evaluation."""
-    sources = [(row, study.evaluation(run)) for row, run in trained(study) if row.label in SAMPLED]
+    """The rows of SAMPLED at the first seed, by each of SAMPLERS, with the steps and the noise of other evaluations."""
+    sources = [(row, study.evaluation(run)) for row, run in trained(study)
+               if row.label in SAMPLED and run.seed == study.profile.unet_seeds[0]]
     return [(row, sampler, replace(source, request=replace(source.request, sampler=sampler)))
             for row, source in sources for sampler in SAMPLERS]
+
+
+def renormed(study: "Study") -> list[tuple[str, Run]]:
+    """What is drawn again with batch-norm statistics estimated anew: the U-Net's trained arms, and the first rows."""
+    arms = [(f"unet {run.recipe}, from scratch", run) for run in study.unet() if run == run.trained]
+    return arms + [(row.label, run) for row, run in trained(study) if row.first <= RENORMED]
 
 
 def families_of(row: Ablation, run: Run) -> tuple[str, ...]:

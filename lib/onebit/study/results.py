@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from .. import data, nets, recipes, sampling
 from ..audit import Audit
 from ..audit import audit as audit_of
+from ..batches import STATISTICS, Batches
 from ..diffusion import TIMESTEPS, noise_loss
 from ..distill import distillation
 from ..judge import Judge, accuracy, look, train_judge
 from ..objective import Objective
 from ..packing import load_packed
-from ..train import Loss, device, save_weights, train
+from ..train import Loss, device, reestimate, save_weights, train
 from . import cache
 from .arrays import load_arrays, save_arrays
 from .cache import Entry
@@ -46,6 +47,12 @@ class SampleSpec:
     n: int = 2_000
     seed: int = 0
     average: bool = False  # the exponential moving average instead of the last weights
+    reestimated: bool = False  # batch-norm statistics estimated anew, instead of those that training ended with
+
+    @property
+    def spec(self) -> dict:
+        """What results are keyed by; without `reestimated` it reads as it did before there was any."""
+        return {name: value for name, value in asdict(self).items() if name != "reestimated" or value}
 
 
 @dataclass(frozen=True)
@@ -139,9 +146,10 @@ def snapshots(run: Run) -> dict[int, Tensor]:
         return {int(step): torch.from_numpy(stored[step]) for step in sorted(stored, key=int)}
 
 
-def weights(run: Run, average: bool = False, wait: bool = True) -> nn.Module:
+def weights(run: Run, average: bool = False, wait: bool = True, reestimated: bool = False) -> nn.Module:
     """The trained (or, for post-training recipes, trained and then quantized) network, in float32 and eval mode.
 
+    `reestimated`: with batch-norm statistics of the network as it is, see `train.reestimate`; needs the data set.
     A released 1-bit student may come out of a packed file: it computes the same, and has no latent weights.
 
     Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError if of one whose
@@ -154,7 +162,11 @@ def weights(run: Run, average: bool = False, wait: bool = True) -> nn.Module:
     model = load_packed(packed) if packed.exists() else _loaded(run, folder, average)
     if run != run.trained:
         recipes.quantize(model, run.recipe)
-    return model.to(device(), memory_format=torch.channels_last).eval()
+    model.to(device(), memory_format=torch.channels_last)
+    if reestimated:
+        images = data.load(run.dataset, "train").images.to(device())
+        reestimate(model, Batches(images, run.settings, STATISTICS), Objective())
+    return model.eval()
 
 
 def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
@@ -168,7 +180,7 @@ def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
 
 def samples_entry(run: Run, spec: SampleSpec, packed: bool = False) -> Entry:
     """Name and key of a set of samples; `packed`: of those that the run's packed network draws."""
-    key = {"run": run.spec, "samples": asdict(spec), "version": EVALUATION_VERSION}
+    key = {"run": run.spec, "samples": spec.spec, "version": EVALUATION_VERSION}
     if packed:
         return Entry("samples", f"{run.label}-packed", key | {"kernels": KERNELS_VERSION})
     return Entry("samples", run.label, key)
@@ -179,7 +191,7 @@ def samples(run: Run, spec: SampleSpec, wait: bool = True, progress: bool = True
 
     def compute(work: Path) -> dict:
         shape = data.image_shape(run.dataset)
-        model = weights(run, spec.average, wait)
+        model = weights(run, spec.average, wait, spec.reestimated)
         if packed:
             from ..kernels import to_packed
 

@@ -35,7 +35,7 @@ class Samples:
 
     @property
     def spec(self) -> dict:
-        return {"run": self.run.spec, "samples": asdict(self.request)}
+        return {"run": self.run.spec, "samples": self.request.spec}
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (n, 1, H, W)."""

@@ -127,6 +127,11 @@ class Study:
         """The samples of the picture grids: the published ancestral sampler, twenty images."""
         return SampleSpec("ddpm", self.profile.grid_steps, 20)
 
+    def reestimated(self, run: Run) -> Samples:
+        """The same with batch-norm statistics estimated anew: what hangs on the last batches of training?"""
+        source = self.evaluation(run)
+        return replace(source, request=replace(source.request, reestimated=True))
+
     @property
     def pictured(self) -> SampleSpec:
         """The first samples of those that metrics are computed on, to be looked at."""
