@@ -99,7 +99,7 @@ def test_packed_samples_are_a_result_of_their_own_beside_the_dense_ones():
         keys = {results.samples_entry(run, dense.request, packed=flag).key for flag in (False, True)}
         assert len(keys) == 2 and dense.spec != packed.spec and packed.request == dense.request
     names = [job.entry.name for job in agreement.jobs(STUDY)]
-    assert len(set(names)) == len(names) == len(rows) * 2 * (1 + len(agreement.FAMILIES))
+    assert len(set(names)) == len(names) == len(rows) * (2 * (1 + len(agreement.FAMILIES)) + 1)  # and how far apart
 
 
 def test_metrics_apart_are_counted_in_half_widths(monkeypatch):
