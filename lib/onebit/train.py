@@ -188,7 +188,7 @@ def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss)
     Those that training leaves are moving averages over its last ten batches or so.  `objective` makes the pass; a run
     of fewer steps has as many batches.
 
-    Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086), section 4.1.
+    Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086).
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]

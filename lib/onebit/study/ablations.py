@@ -20,10 +20,11 @@ GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
 PRIORITIES = (1, 2, 3, 4, 5)
 HEADLINE = 2  # up to this priority
-RENORMED = 3
+RENORMED = 3  # up to this one, networks are drawn again with other batch-norm statistics
 FAMILIES = ("headline", "manifold", "distribution")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
+# whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
 
 
