@@ -16,11 +16,14 @@ from onebit.study.ablations import (
     SAMPLED,
     SAMPLERS,
     Ablation,
+    both,
     budget,
     by_sampler,
     families_of,
     grid,
+    jobs,
     of_table,
+    pictured,
     renormed,
     teachers,
     trained,
@@ -98,7 +101,7 @@ def test_tables_keep_the_order_of_the_file():
 @pytest.mark.parametrize(("text", "message"), [
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nlambda = 2\n', r"unknown key of 'a'.*lambda.*recipe"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
-    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 6\n', r"unknown priority of 'a' 6"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 7\n', r"unknown priority of 'a' 7"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nnet = "x"\n', r"unknown net of 'a' 'x'.*resunet"),
 ])
@@ -228,10 +231,22 @@ def test_gains_are_paired_by_seed_and_set_beside_the_spread_of_the_base():
 
 def test_networks_are_drawn_twice_with_the_same_noise_and_other_statistics():
     found = renormed(STUDY)
-    assert {"unet fp16, from scratch", "W1A32 base", "W1A1 BiDM", "L2 instead of LRM"} <= {label for label, _ in found}
+    labels = {label for label, _ in found}
+    assert {"unet fp16, from scratch", "resunet strict-1bit, from scratch", "W1A32 base", "W1A1 BiDM"} <= labels
+    assert not any("ptq" in label for label in labels)
     for _, run in found:
-        request = STUDY.reestimated(run).request
-        assert request.reestimated and replace(request, reestimated=False) == STUDY.evaluation(run).request
+        ended, anew = (source.request for source in both(STUDY, run))
+        assert anew.reestimated and replace(anew, reestimated=False) == ended == STUDY.evaluation(run).request
+
+
+def test_the_grid_is_measured_with_statistics_estimated_anew():
+    measured = {job.entry.spec["family"]: job.entry.spec["source"]["samples"] for job in jobs(STUDY)
+                if job.entry.kind == "evaluation"}
+    assert {"manifold", "divergence", "legibility", "mimicry"} <= measured.keys()
+    assert all(measured[family]["reestimated"] for family in ("manifold", "divergence", "legibility", "mimicry"))
+    drawn = [job.entry for job in jobs(STUDY) if job.entry.kind == "samples"]
+    assert {entry.spec["samples"]["n"] for entry, shown in ((job.entry, job.shown) for job in jobs(STUDY))
+            if entry in drawn and shown} == {pictured(STUDY).n}  # whole sets would be too many bytes
 
 
 def test_wins_are_counted_sampler_by_sampler():
@@ -244,7 +259,7 @@ def test_wins_are_counted_sampler_by_sampler():
 def test_rows_by_sampler_differ_in_the_sampler_alone():
     found = by_sampler(STUDY)
     assert {row.label for row, _, _ in found} == set(SAMPLED) and {s for _, s, _ in found} == set(SAMPLERS)
-    assert all(source == Samples(source.run, replace(STUDY.evaluation(source.run).request, sampler=sampler))
+    assert all(source == Samples(source.run, replace(STUDY.reestimated(source.run).request, sampler=sampler))
                for _, sampler, source in found)
 
 

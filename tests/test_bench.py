@@ -5,13 +5,14 @@ import csv
 import math
 import platform
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from onebit import bench, bench_distill, bench_kernels, bench_packing, bench_quantized, nets, paths, train
+from onebit import bench, bench_distill, bench_kernels, bench_packing, bench_quantized, bench_side, nets, paths, train
 from onebit.bench import Bench, Row, Size
 from onebit.diffusion import add_noise
 from onebit.distill import SPD
@@ -241,3 +242,19 @@ def test_the_loop_over_patches_computes_what_the_loss_does(norm):
     student, teacher = size.features(), size.features()
     ours = SPD(size.patches, norm=norm)(student, teacher)
     torch.testing.assert_close(bench_distill.by_patches(student, teacher, size.patches, norm), ours)
+
+
+def test_trainings_side_by_side_are_counted_and_a_failing_one_is_reported():
+    small = bench_side.Size(width=4, batch=8, steps=3_600, processes=2)
+    together, alone = bench_side.run_rates(small, 0.2)
+    assert together > 0 and alone > 0
+    with pytest.raises(RuntimeError, match="2 of 2 trainings"):
+        bench_side.steps_per_second(replace(small, recipe="no such recipe"), 2, 0.1)
+
+
+def test_the_row_of_trainings_side_by_side_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench_side.rows() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (name, unit, _), = bench_side.rows()
+    assert unit == "runs/h" and "8 processes" in name

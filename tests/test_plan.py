@@ -129,7 +129,7 @@ def test_timed_networks_wait_for_their_training():
 def test_what_no_notebook_reads_is_missing_only_while_something_made_from_it_is(home, monkeypatch):
     jobs = SMOKE.jobs()
     needs, gone = graph.prerequisites(jobs), {job.entry.name for job in jobs if not job.shown}
-    assert gone and all(name.startswith("samples-") for name in gone)
+    assert gone and all(name.startswith(("samples-", "train-")) for name in gone)
     monkeypatch.setattr(cache, "find", lambda entry: None if entry.name in gone else home)
     assert graph.missing(jobs) == []
     reader = next(job.entry.name for job in jobs if gone & set(needs[job.entry.name]))

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import bench_distill, bench_evaluation, bench_kernels, bench_packing, bench_quantized, data, nets, paths
+from . import (
+    bench_distill,
+    bench_evaluation,
+    bench_kernels,
+    bench_packing,
+    bench_quantized,
+    bench_side,
+    data,
+    nets,
+    paths,
+)
 from .baseline import reference_step
 from .batches import Batches
 from .files import replacing
@@ -108,6 +118,7 @@ def benches(size: Size = Size()) -> list[Bench]:
         *evaluation_benches(),
         *(Bench(*row) for part in (bench_quantized, bench_distill, bench_packing, bench_kernels)
           for row in part.rows(interleaved)),
+        *(Bench(*row) for row in bench_side.rows()),
         Bench("import onebit", "s", lambda _: (import_seconds("onebit"), IMPORT_BUDGET)),
         Bench("import study", "s", lambda _: (import_seconds("onebit.study"), math.nan)),
         Bench("cached make paper", "s", lambda _: (paper_seconds(), PAPER_BUDGET)),

@@ -1,4 +1,7 @@
-"""The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds."""
+"""The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds.
+
+Metrics are of samples drawn with batch-norm statistics estimated anew; `renormed` sets the others beside them.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,8 +18,8 @@ METRICS = {  # column -> (family, name there)
     "confidence": ("headline", "judge_confidence"),
     "precision": ("manifold", "precision"),
     "recall": ("manifold", "recall"),
-    "kid": ("distribution", "kid"),
-    "inception_score": ("distribution", "inception_score"),
+    "kid": ("divergence", "kid"),
+    "inception_score": ("divergence", "inception_score"),
 }
 PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
 ADDED = ("penalty", "distillation")  # columns of a log: terms of the objective beside the noise loss
@@ -44,7 +47,7 @@ def _training(study: Study, row: ablations.Ablation, run: Run) -> dict:
 
 
 def _values(study: Study, run: Run, columns: dict[str, tuple[str, str]]) -> dict[str, float]:
-    source = study.evaluation(run)
+    source = study.reestimated(run)
     return {column: study.evaluate(family, source).estimates[name].value for column, (family, name) in columns.items()}
 
 
@@ -145,7 +148,7 @@ def renormed(study: Study) -> pd.DataFrame:
     rows = []
     for label, run in ablations.renormed(study):
         trained, anew = (study.evaluate("headline", source).estimates["frechet"].value
-                         for source in (study.evaluation(run), study.reestimated(run)))
+                         for source in ablations.both(study, run))
         rows.append({"label": label, "seed": run.seed, "trained": trained, "reestimated": anew,
                      "ratio": anew / trained})
     return pd.DataFrame(rows)

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 
 from ..errors import unknown
 from . import evaluation, results
+from .results import SampleSpec
 from .run import Run
 
 if TYPE_CHECKING:
-    from .results import SampleSpec
     from .sources import Samples
     from .study import Job, Study
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
-PRIORITIES = (1, 2, 3, 4, 5)
+PRIORITIES = (1, 2, 3, 4, 5, 6)
 HEADLINE = 2  # up to this priority
-RENORMED = 3  # up to this one, networks are drawn again with other batch-norm statistics
-FAMILIES = ("headline", "manifold", "distribution")
+FAMILIES = ("headline", "manifold", "divergence")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
@@ -117,29 +116,29 @@ def of_table(study: "Study", table: str) -> Iterator[tuple[Ablation, Run]]:
 def jobs(study: "Study") -> Iterator["Job"]:
     """Every training of the grid, its samples and its metrics.
 
-    Samples are shown, and so released, of the first seed of the first rows alone: of all, they would be too many bytes.
+    Whole sets of samples are not shown, and so not released: they would be too many bytes.
     """
     from .study import Job
 
     first = study.profile.unet_seeds[0]
     for row, run in trained(study):
-        source = study.evaluation(run)
+        source = study.reestimated(run)
         yield Job(results.training_entry(run), partial(results.training, run))
-        yield _drawing(run, source.request, shown=row.first == 1 and run.seed == first)
+        yield _drawing(run, source.request, shown=False)
         if row.label in PICTURED and run.seed == first:
-            yield _drawing(run, study.pictured)
+            yield _drawing(run, pictured(study))
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
     others = [source for _, _, source in by_sampler(study)]
-    for source in others + [study.reestimated(run) for _, run in renormed(study)]:
+    for source in others + [source for _, run in renormed(study) for source in both(study, run)]:
         yield _drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     source = study.evaluation(teachers(study)[0])
     yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
 
 
-def _drawing(run: Run, request: "SampleSpec", shown: bool = True) -> "Job":
+def _drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
     from .study import Job
 
     return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
@@ -147,16 +146,26 @@ def _drawing(run: Run, request: "SampleSpec", shown: bool = True) -> "Job":
 
 def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
     """The rows of SAMPLED at the first seed, by each of SAMPLERS, with the steps and the noise of other evaluations."""
-    sources = [(row, study.evaluation(run)) for row, run in trained(study)
+    sources = [(row, study.reestimated(run)) for row, run in trained(study)
                if row.label in SAMPLED and run.seed == study.profile.unet_seeds[0]]
     return [(row, sampler, replace(source, request=replace(source.request, sampler=sampler)))
             for row, source in sources for sampler in SAMPLERS]
 
 
 def renormed(study: "Study") -> list[tuple[str, Run]]:
-    """What is drawn again with batch-norm statistics estimated anew: the U-Net's trained arms, and the first rows."""
-    arms = [(f"unet {run.recipe}, from scratch", run) for run in study.unet() if run == run.trained]
-    return arms + [(row.label, run) for row, run in trained(study) if row.first <= RENORMED]
+    """What is drawn with either batch-norm statistics: the arms trained on ten classes, and every row."""
+    arms = [(f"{run.net} {run.recipe}, from scratch", run) for run in study.ten_class if run == run.trained and run.ema]
+    return arms + [(row.label, run) for row, run in trained(study)]
+
+
+def both(study: "Study", run: Run) -> tuple["Samples", "Samples"]:
+    """A run's samples with the batch-norm statistics that training ended with, and with those estimated anew."""
+    return study.evaluation(run), study.reestimated(run)
+
+
+def pictured(study: "Study") -> SampleSpec:
+    """The first samples of those that metrics are computed on, to be looked at."""
+    return SampleSpec("ddim", study.profile.sample_steps, 16, reestimated=True)
 
 
 def families_of(row: Ablation, run: Run) -> tuple[str, ...]:

@@ -88,7 +88,8 @@ def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
 def mimicry(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     """Squared distance of a student's block outputs to its teacher's, over the teacher's own squared size.
 
-    On 256 noisy test images, each at a timestep of its own; the same for every run.
+    On 256 noisy test images, each at a timestep of its own; the same for every run.  The student has the batch-norm
+    statistics that the source's samples are drawn with; the teacher's were as they are when it was imitated.
 
     Estimates  feature_distance: mean over blocks, with its bootstrap interval over images.
     Arrays     distance (blocks,), blocks (names).
@@ -100,7 +101,7 @@ def mimicry(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     x, timestep = _noisy(run.dataset)
     features, names = [], []
     for one in (run, run.teacher):
-        model = results.weights(one, wait=wait)
+        model = results.weights(one, wait=wait, reestimated=source.request.reestimated and one == run)
         with torch.inference_mode(), Taps(model) as taps:
             model(x.to(device()), timestep.to(device()))
         features.append([f.flatten(1).cpu() for f in taps.features])

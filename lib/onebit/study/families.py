@@ -149,6 +149,14 @@ def manifold(source: Source, protocol: Protocol, wait: bool) -> Measured:
     return Measured(metrics.manifold(real, features), {})
 
 
+def divergence(source: Source, protocol: Protocol, wait: bool) -> Measured:
+    """What tables of many rows have beside the Fréchet distance: its unbiased partner, and the Inception Score."""
+    features, probabilities = seen(source, protocol.judge, wait)
+    real = real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait)
+    return Measured({"kid": metrics.kid(features, real[: len(features)]),
+                     "inception_score": metrics.inception_score(probabilities)}, {})
+
+
 def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """Every distance between distributions, by every judge, and what classes are covered."""
     features, probabilities = seen(source, protocol.judge, wait)

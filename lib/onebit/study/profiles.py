@@ -25,6 +25,8 @@ class Profile:
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
     solver_*         samples and numbers of steps at which samplers are compared
+    full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
+                     that it is trained on any machine; else a GPU or released results decide
     ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
                      (`repeated`), and up to which the first (`rows`)
     """
@@ -53,6 +55,9 @@ class Profile:
     ablation_seeds: int
     ablation_repeated: int
     ablation_rows: int
+    full_width: int = 64
+    full_seeds: tuple[int, ...] = (0, 1, 2)
+    full_anywhere: bool = False
     batch: int = 128
     subset_samples: int = 500
     train_limit: int = 0
@@ -69,7 +74,7 @@ PROFILES = {
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4,
-        batch=32, subset_samples=150, train_limit=2_000,
+        full_width=4, full_seeds=(0, 1), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
@@ -77,7 +82,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=3,
+        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=1, ablation_rows=5,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -86,7 +91,7 @@ PROFILES = {
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=5, ablation_rows=5,
+        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=6, ablation_rows=6, full_anywhere=True,
         subset_samples=2_000,
     ),
 }
@@ -96,7 +101,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "solver_samples": 200, "solver_steps": (5, 10, 20), "subset_samples": 200,
-        "ablation_steps": 100,
+        "ablation_steps": 100, "ablation_rows": 3,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
 }

@@ -6,7 +6,7 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, agreement, evaluation, results, timings
+from . import ablations, agreement, evaluation, published, results, timings
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .profiles import (
@@ -64,13 +64,13 @@ class Study:
         name = self.dataset + subset
         steps = max(1, int(max(1, data.train_size(name) // p.batch) * epochs))
         base = Run(dataset=name, net="resunet", width=p.resunet_width, steps=steps, batch=p.batch)
-        return self._arms(base, recipes, p.subset_seeds if subset else p.resunet_seeds, p.protocols)
+        return self.arms_of(base, recipes, p.subset_seeds if subset else p.resunet_seeds, p.protocols)
 
     def unet(self, recipes: tuple[str, ...] = UNET_RECIPES) -> list[Run]:
         """The residual U-Net's arms on all ten classes, under the modern protocol."""
         p = self.profile
         base = Run(dataset=self.dataset, net="unet", width=p.unet_width, steps=p.unet_steps, batch=p.batch)
-        return self._arms(base, recipes, p.unet_seeds, {"modern": p.protocols["modern"]})
+        return self.arms_of(base, recipes, p.unet_seeds, {"modern": p.protocols["modern"]})
 
     @property
     def ten_class(self) -> list[Run]:
@@ -128,14 +128,9 @@ class Study:
         return SampleSpec("ddpm", self.profile.grid_steps, 20)
 
     def reestimated(self, run: Run) -> Samples:
-        """The same with batch-norm statistics estimated anew: what hangs on the last batches of training?"""
+        """The same with batch-norm statistics estimated anew, which no longer hang on the last batches of training."""
         source = self.evaluation(run)
         return replace(source, request=replace(source.request, reestimated=True))
-
-    @property
-    def pictured(self) -> SampleSpec:
-        """The first samples of those that metrics are computed on, to be looked at."""
-        return SampleSpec("ddim", self.profile.sample_steps, 16)
 
     def control(self, kind: str, level: float = 0.0) -> Control:
         """A control of as many images as every arm has samples."""
@@ -214,6 +209,7 @@ class Study:
                     yield self._measuring("headline", self.solver(run, sampler, steps))
             yield self._sampling(run, self.ancestral(run).request)
             yield self._measuring("headline", self.ancestral(run))
+        yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from agreement.jobs(self)
         yield from timings.jobs(self)
@@ -251,7 +247,8 @@ class Study:
         return Job(evaluation.entry(family, source, protocol), partial(self.evaluate, family, source))
 
     @staticmethod
-    def _arms(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:
+    def arms_of(base: Run, recipes: tuple[str, ...], seeds: tuple[int, ...], protocols: dict[str, dict]) -> list[Run]:
+        """A run under every protocol, by every recipe, at every seed."""
         return [replace(base, recipe=recipe, seed=seed, **protocol | {"warmup": warmup})
                 for protocol in protocols.values()
                 for warmup in [min(protocol.get("warmup", 0), base.steps // 4)]  # a short run is not all warm-up

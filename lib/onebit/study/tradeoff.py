@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ablations, timings
-from .run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .sources import Samples
     from .study import Study
 
 METRICS = {"frechet": "frechet", "confidence": "judge_confidence"}  # column -> name in the family "headline"
@@ -27,7 +27,7 @@ def tradeoff(study: "Study") -> "pd.DataFrame":
     import pandas as pd
 
     frame = timings.table(study, "networks").set_index("label")
-    quality = pd.DataFrame({label: _quality(study, runs) for label, runs in _runs_by_label(study).items()
+    quality = pd.DataFrame({label: _quality(study, sources) for label, sources in _sources(study).items()
                             if label in frame.index}).T
     frame = frame.join(quality)
     control = frame.recipe == "fp16"
@@ -39,22 +39,22 @@ def tradeoff(study: "Study") -> "pd.DataFrame":
     return frame.reset_index()
 
 
-def _runs_by_label(study: "Study") -> dict[str, list[Run]]:
-    """Every seed of what `timings.measured_runs` has one seed of."""
-    found: dict[str, list[Run]] = {}
+def _sources(study: "Study") -> dict[str, list["Samples"]]:
+    """Every seed of what `timings.measured_runs` has one seed of, as notebooks 03 to 05 and 07 measure them."""
+    found: dict[str, list[Samples]] = {}
     for run in study.ten_class:
         label = f"{run.net} {run.recipe}"
         if run == replace(timings.measured_runs(study)[label], seed=run.seed):  # of several protocols the first
-            found.setdefault(label, []).append(run)
+            found.setdefault(label, []).append(study.evaluation(run))
     for row, run in ablations.trained(study):
-        found.setdefault(row.label, []).append(run)
+        found.setdefault(row.label, []).append(study.reestimated(run))
     return found
 
 
-def _quality(study: "Study", runs: list[Run]) -> dict[str, float]:
-    measured = [study.evaluate("headline", study.evaluation(run)).estimates for run in runs]
-    return {"seeds": len(runs)} | {column: float(np.mean([m[name].value for m in measured]))
-                                   for column, name in METRICS.items()}
+def _quality(study: "Study", sources: list["Samples"]) -> dict[str, float]:
+    measured = [study.evaluate("headline", source).estimates for source in sources]
+    return {"seeds": len(sources)} | {column: float(np.mean([m[name].value for m in measured]))
+                                      for column, name in METRICS.items()}
 
 
 def front(cost: NDArray, loss: NDArray) -> NDArray:
