@@ -67,7 +67,7 @@ test: $(ENVIRONMENT)  ## every check: equations, interrupted runs, and the whole
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(ENVIRONMENT)  ## JupyterLab in the project's environment
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 bench: $(ENVIRONMENT)  ## measure speed on this machine and write figures/bench.csv
 	$(PY) -m onebit.bench

@@ -98,7 +98,7 @@ PROFILES = {
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
     "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
-        "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (10, 15, 20), "unet_steps": 400,
+        "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (30, 45, 60), "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "solver_samples": 200, "solver_steps": (5, 10, 20), "subset_samples": 200,
         "ablation_steps": 100, "ablation_rows": 3,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from ..study import Study, cache, evaluation, families, results
+from ..study import Study, cache, evaluation, families, published, results
 from ..study.sources import Samples, Source
 from .verdict import Verdict
 
@@ -17,7 +17,7 @@ TOLERANCES = {"frechet*": 5e-4, "judge_confidence": 1e-4, "precision": 2e-3, "re
 
 
 def metrics(study: Study) -> Iterator[Verdict]:
-    """A verdict per family and source; the sources are held-out images, and the first seed of float and 1-bit arms."""
+    """A verdict per family and source: held-out images, and the first seed of float and 1-bit arms."""
     for source in sources(study):
         for family in FAMILIES:
             yield metric(study, family, source)
@@ -26,7 +26,10 @@ def metrics(study: Study) -> Iterator[Verdict]:
 def sources(study: Study) -> list[Source]:
     """What is measured again."""
     arms = [*study.unet(("fp16", "strict-1bit")), *study.resunet(recipes=("published-1bit",))]
-    return [study.protocol.control, *(study.evaluation(run) for run in arms if run.seed == study.profile.unet_seeds[0])]
+    full = published.sources(study) if published.at_hand(study) else []
+    first = study.profile.unet_seeds[0]
+    return [study.protocol.control, *(source for source in [*map(study.evaluation, arms), *full]
+                                      if source.run.seed == first)]
 
 
 def metric(study: Study, family: str, source: Source) -> Verdict:
