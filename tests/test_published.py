@@ -55,4 +55,4 @@ def test_distances_name_recipe_seed_and_way(monkeypatch):
     frame = published.distances(SMOKE)
     assert isinstance(frame, pd.DataFrame) and len(frame) == 2 * 2 * 3
     one = frame.set_index(["recipe", "seed", "how"]).frechet
-    assert one["fp16", 1, published.HOW] == 110 and one["published-1bit", 0, "and new statistics"] == 1
+    assert one["fp16", 1, published.HOW] == 110 and one["published-1bit", 0, "study's sampler, new statistics"] == 1

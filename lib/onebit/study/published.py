@@ -38,7 +38,8 @@ def sources(study: "Study") -> list[Samples]:
 def ways(study: "Study", run: Run) -> dict[str, Samples]:
     """How a run is drawn from: as published, by the study's sampler, and by that with statistics estimated anew."""
     published = next(source for source in sources(study) if source.run == run)
-    return {HOW: published, "study's sampler": study.evaluation(run), "and new statistics": study.reestimated(run)}
+    return {HOW: published, "study's sampler": study.evaluation(run),
+            "study's sampler, new statistics": study.reestimated(run)}
 
 
 def at_hand(study: "Study") -> bool:
