@@ -28,7 +28,7 @@ class Profile:
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
-                     (`repeated`), and up to which the first (`rows`)
+                     (`repeated`), up to which the first (`rows`), and up to which they are drawn twice (`renormed`)
     """
 
     name: str
@@ -55,6 +55,7 @@ class Profile:
     ablation_seeds: int
     ablation_repeated: int
     ablation_rows: int
+    ablation_renormed: int = 6
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
     full_anywhere: bool = False
@@ -73,8 +74,8 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4,
-        full_width=4, full_seeds=(0, 1), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4, ablation_renormed=1,
+        full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
