@@ -153,8 +153,7 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 
 
 def renormed(study: "Study") -> list[tuple[str, Run]]:
-    """What is drawn with either batch-norm statistics: the arms trained on ten classes, and the profile's share of the
-    rows."""
+    """What is drawn with either batch-norm statistics: arms trained on ten classes, and rows as the profile says."""
     arms = [(f"{run.net} {run.recipe}, from scratch", run) for run in study.ten_class if run == run.trained and run.ema]
     return arms + [(row.label, run) for row, run in trained(study) if row.first <= study.profile.ablation_renormed]
 
