@@ -129,6 +129,17 @@ def test_two_labels_are_compared_by_the_seeds_both_have():
         ablation_tables.compare(frame, "frechet", "a", "c")
 
 
+def test_two_labels_of_one_seed_are_compared_by_what_seeds_do_to_the_others():
+    frame = pd.DataFrame({"label": ["a", "a", "b", "b", "c", "d"], "seed": [0, 1, 0, 1, 0, 1],
+                          "frechet": [2.0, 8, 1, 2, 3, 3]})
+    e = ablation_tables.compare(frame, "frechet", "c", "a")
+    sd = math.log(2) / 2  # a over b is 2 and 4: residuals of a quarter of log 2 each, one degree of freedom
+    assert (e.n, e.value) == (1, pytest.approx(1.5))
+    assert e.high == pytest.approx(1.5 * math.exp(12.7062047 * sd * math.sqrt(2)), rel=1e-6)
+    with pytest.raises(ValueError, match="no seed in common"):
+        ablation_tables.compare(frame, "frechet", "c", "d")
+
+
 def test_final_terms_average_the_last_tenth(monkeypatch):
     run = budget(STUDY)
     log = pd.DataFrame({"step": range(1, 11), "loss": [9.0] * 9 + [3.0], "penalty": 1.0})
@@ -207,9 +218,11 @@ CHOICES = pd.DataFrame({
 })
 
 
-def test_the_worst_of_several_rows_is_found_seed_by_seed():
+def test_the_worst_of_several_rows_has_a_wider_interval_than_if_it_had_been_alone():
     e = ablation_tables.worst(CHOICES, "frechet", ["a", "b"], "c")
-    assert e.n == 2 and e.value == pytest.approx(math.sqrt(4 / 8 * 6 / 2))
+    alone = ablation_tables.compare(CHOICES, "frechet", "a", "c")
+    assert e.n == 2 and e.value == alone.value == pytest.approx(math.sqrt(4 / 8 * 6 / 2))
+    assert e.low < alone.low < 1 < alone.high < e.high
     with pytest.raises(KeyError):
         ablation_tables.worst(CHOICES, "frechet", ["a", "x"], "c")
 
@@ -221,12 +234,22 @@ def test_the_best_setting_is_found_seed_by_seed():
     assert one.value == 4 and math.isnan(one.low)
 
 
-def test_gains_are_paired_by_seed_and_set_beside_the_spread_of_the_base():
+def test_gains_are_paired_by_seed_and_have_the_interval_of_a_comparison():
     frame = ablation_tables.gains(CHOICES, "frechet", {"b": "a", "c": "a", "x": "a"})
     assert list(frame.row) == ["b", "c"] and list(frame.seeds) == [2, 2]
     assert frame.ratio.tolist() == pytest.approx([math.sqrt(2 / 4 * 3 / 6), math.sqrt(8 / 4 * 2 / 6)])
     assert frame.ratio_seed1.tolist() == pytest.approx([0.5, 1 / 3])
-    assert frame.one_sd_of_base.tolist() == pytest.approx([1.5 ** (1 / math.sqrt(2))] * 2)  # of 4 and 6
+    e = ablation_tables.compare(CHOICES, "frechet", "b", "a")
+    assert (frame.low[0], frame.high[0]) == (e.low, e.high)
+
+
+def test_a_claim_rests_on_the_seeds_that_all_its_rows_have():
+    laptop = Study.named("laptop", "mnist")
+    both = ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A32 +EBB"])
+    assert sorted((run.seed, run.recipe) for run in both) == sorted(
+        (run.seed, run.recipe) for row, run in trained(laptop) if row.label in ("W1A32 base", "W1A32 +EBB"))
+    assert {run.seed for run in both} == {0, 1}
+    assert {run.seed for run in ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A32 +LRM"])} == {0}
 
 
 def test_networks_are_drawn_twice_with_the_same_noise_and_other_statistics():

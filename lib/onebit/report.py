@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from . import __version__, claims, drawn, paths
 from .files import replacing, write_json, write_text
-from .metrics import Estimate
 from .study import Run, Study
 
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
@@ -91,13 +90,16 @@ class Report:
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
 
-    def claims(self, decided: Iterable[tuple[str, Estimate | float, str]], runs: Iterable[Run] = ()) -> Path:
-        """Show and save the ledger's rows this notebook decides: (claim_id, measured, verdict) each.
+    def claims(self, decided: Iterable[tuple], runs: Iterable[Run] = ()) -> Path:
+        """Show and save the ledger's rows this notebook decides: (claim_id, measured, verdict) each, or with the runs
+        that this claim rests on as a fourth; others rest on `runs`.
 
         Raises    ValueError as `claims.row`.
         """
         runs = list(runs)
-        frame = pd.DataFrame([claims.row(*one, runs, self.notebook) for one in decided], columns=claims.COLUMNS)
+        rows = [claims.row(claim, measured, verdict, own[0] if own else runs, self.notebook)
+                for claim, measured, verdict, *own in decided]
+        frame = pd.DataFrame(rows, columns=claims.COLUMNS)
         path = self._path("claims")
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         self._note(path.with_suffix(".csv"), "Claims this notebook decides, by the rules above.", runs)

@@ -20,6 +20,7 @@ from .memorization import (
 from .neighbours import nearest
 from .pairing import chance_agreement, label_agreement, paired_distance
 from .paths import fade_mass, fade_residual, largest_jump, mid_grey, sliced_wasserstein, transport_length
+from .spread import Spread, common_spread, equal_spreads
 from .texture import (
     grey_histogram,
     grey_share,
@@ -32,14 +33,14 @@ from .texture import (
 from .topology import betti, betti_curve, persistence, topology_changes
 
 __all__ = [
-    "GROUPS", "Estimate", "Gaussian", "agreement", "authenticity", "betti", "betti_curve", "bootstrap", "by_class",
-    "calibration_error", "calibration_floor", "chance_agreement", "class_entropy", "class_losses", "class_shares",
-    "closer_than", "confidence", "curve_sizes", "difference", "distance_ratio", "diversity", "fade_mass",
-    "fade_residual", "fit_temperature", "fleiss_kappa", "frechet", "frechet_curve", "frechet_distance",
-    "frechet_infinity", "grey_histogram", "grey_share", "high_share", "inception_score", "jackknife",
-    "kernel_scale", "kid", "label_agreement", "largest_jump", "legible", "low_pass", "majority", "manifold",
-    "mid_grey", "nearest", "nn_distance", "other_gap", "over_seeds", "paired_distance", "persistence",
-    "power_spectrum", "published_diversity", "published_memorization", "reliability", "sliced_wasserstein",
-    "softmax", "stroke_width", "stroke_widths", "top_class", "topology_changes", "transport_length",
-    "uniformity_test", "vendi",
+    "GROUPS", "Estimate", "Gaussian", "Spread", "agreement", "authenticity", "betti", "betti_curve", "bootstrap",
+    "by_class", "calibration_error", "calibration_floor", "chance_agreement", "class_entropy", "class_losses",
+    "class_shares", "closer_than", "common_spread", "confidence", "curve_sizes", "difference", "distance_ratio",
+    "diversity", "equal_spreads", "fade_mass", "fade_residual", "fit_temperature", "fleiss_kappa", "frechet",
+    "frechet_curve", "frechet_distance", "frechet_infinity", "grey_histogram", "grey_share", "high_share",
+    "inception_score", "jackknife", "kernel_scale", "kid", "label_agreement", "largest_jump", "legible", "low_pass",
+    "majority", "manifold", "mid_grey", "nearest", "nn_distance", "other_gap", "over_seeds", "paired_distance",
+    "persistence", "power_spectrum", "published_diversity", "published_memorization", "reliability",
+    "sliced_wasserstein", "softmax", "stroke_width", "stroke_widths", "top_class", "topology_changes",
+    "transport_length", "uniformity_test", "vendi",
 ]

@@ -1,6 +1,9 @@
 """The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds.
 
 Metrics are of samples drawn with batch-norm statistics estimated anew; `renormed` sets the others beside them.
+
+Most rows have few seeds, so intervals take the spread over seeds from all rows together (`metrics.common_spread`): rows
+are compared in logarithms, paired by seed, with the standard deviation that every row of more than one seed tells of.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..metrics import Estimate, over_seeds
+from ..metrics import Estimate, Spread, common_spread, equal_spreads, over_seeds
 from . import ablations, results
 from .run import Run
 from .study import Study
@@ -64,14 +67,15 @@ def noise_loss(log: pd.DataFrame) -> pd.Series:
 
 
 def table(study: Study, name: str) -> pd.DataFrame:
-    """One row per label of a table: seeds, mean of every metric, the interval of the Fréchet distance over seeds, and
-    the published distances."""
-    frame = trainings(study, name)
+    """One row per label of a table: seeds, mean of every metric (of the Fréchet distance the geometric one, with its
+    interval from the spread of all rows of the grid), and the published distances."""
+    spread = common_spread(_by_seed(trainings(study), "frechet"), paired=False)
     published = {row.label: row.published for row in ablations.grid()}
     rows = []
-    for label, group in frame.groupby("label", sort=False):
-        frechet = over_seeds(group.frechet.tolist(), f"frechet: {label}")
-        rows.append({"label": label, "seeds": len(group), "frechet": frechet.value, "frechet_low": frechet.low,
+    for label, group in trainings(study, name).groupby("label", sort=False):
+        n = len(group)
+        frechet = spread.interval(np.log(group.frechet).mean(), 1 / n, n, f"frechet: {label}")
+        rows.append({"label": label, "seeds": n, "frechet": frechet.value, "frechet_low": frechet.low,
                      "frechet_high": frechet.high,
                      **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"},
                      "published_cifar10": published[label].get("cifar10", np.nan),
@@ -79,42 +83,58 @@ def table(study: Study, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estimate:
-    """One label over another, paired by the seeds both have: the geometric mean of the ratio and its interval.
-
-    Raises    KeyError for a label that is not in the frame.
-    """
+def spread(frame: pd.DataFrame, metric: str) -> tuple[Spread, float]:
+    """What another seed does to a metric, in logarithms, over all rows of a frame; and Bartlett's p value of the
+    hypothesis that it does the same to each of them."""
     values = _by_seed(frame, metric)
-    return _ratio(values[label], values[control], f"{metric}: {label} over {control}, paired by seed")
+    return common_spread(values), equal_spreads(values)
+
+
+def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estimate:
+    """One label over another, paired by the seeds both have: the geometric mean of the ratio, and its interval from the
+    spread of all rows of the frame.
+
+    Raises    KeyError for a label that is not in the frame, ValueError for two labels without a seed in common.
+    """
+    return _ratio(_by_seed(frame, metric), label, control, f"{metric}: {label} over {control}, paired by seed")
 
 
 def gains(frame: pd.DataFrame, metric: str, pairs: dict[str, str]) -> pd.DataFrame:
-    """One row per pair of labels that the frame has, of a row and what it is set against: the ratio of the metric, its
-    geometric mean over the seeds both have and every seed's, and one standard deviation of the base, as a ratio."""
+    """One row per pair of labels that the frame has, of a row and what it is set against: the ratio of the metric as
+    `compare` has it, with its interval, and every seed's."""
     values, rows = _by_seed(frame, metric), []
     for label, base in ((label, base) for label, base in pairs.items() if {label, base} <= set(values)):
-        both = np.log(values[[label, base]].dropna())
-        ratio = both[label] - both[base]
-        rows.append({"row": label, "against": base, "seeds": len(ratio), "ratio": np.exp(ratio.mean()),
-                     **{f"ratio_seed{seed}": np.exp(r) for seed, r in ratio.items()},
-                     "one_sd_of_base": np.exp(both[base].std(ddof=1))})
+        ratio, by_seed = compare(frame, metric, label, base), (values[label] / values[base]).dropna()
+        rows.append({"row": label, "against": base, "seeds": ratio.n, "ratio": ratio.value, "low": ratio.low,
+                     "high": ratio.high, **{f"ratio_seed{seed}": r for seed, r in by_seed.items()}})
     return pd.DataFrame(rows)
 
 
 def worst(frame: pd.DataFrame, metric: str, labels: Sequence[str], control: str) -> Estimate:
-    """The highest of several labels over one, at every seed that has them all, as `compare`."""
+    """The highest ratio of several labels over one, as `compare`; its interval is widened for having been picked."""
     values = _by_seed(frame, metric)
-    highest = values[list(labels)].max(axis=1, skipna=False)
-    return _ratio(highest, values[control], f"{metric}: worst of {', '.join(labels)} over {control}, paired by seed")
+    found = [_ratio(values, label, control, f"{metric}: worst of {', '.join(labels)} over {control}, paired by seed",
+                    len(labels)) for label in labels]
+    return max(found, key=lambda e: e.value)
 
 
 def _by_seed(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return frame.pivot(index="seed", columns="label", values=metric)
 
 
-def _ratio(values: pd.Series, control: pd.Series, text: str) -> Estimate:
-    e = over_seeds(np.log(values / control).dropna().tolist(), text)
-    return Estimate(float(np.exp(e.value)), float(np.exp(e.low)), float(np.exp(e.high)), e.n, text)
+def _ratio(values: pd.DataFrame, label: str, control: str, text: str, comparisons: int = 1) -> Estimate:
+    logs = np.log(values[label] / values[control]).dropna()
+    if not len(logs):
+        raise ValueError(f"{label!r} and {control!r} have no seed in common")
+    return common_spread(values).interval(logs.mean(), 2 / len(logs), len(logs), text, comparisons)
+
+
+def seeds_of(study: Study, labels: Iterable[str]) -> list[Run]:
+    """The trainings that a comparison of labels rests on: those of the seeds that all of them have."""
+    wanted = set(labels)
+    chosen = [(row.label, run) for row, run in ablations.trained(study) if row.label in wanted]
+    shared = set.intersection(*({run.seed for label, run in chosen if label == one} for one in wanted))
+    return [run for _, run in chosen if run.seed in shared]
 
 
 def lowest(frame: pd.DataFrame, metric: str, settings: dict[str, float]) -> Estimate:

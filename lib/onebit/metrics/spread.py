@@ -1,0 +1,73 @@
+"""What another seed does, told from all rows of a grid at once: few seeds each, many rows together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from .estimate import CONFIDENCE, Estimate
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation over seeds, in logarithms, that all rows share, and the degrees of freedom behind it.
+
+    Both are NaN and 0 where no row was trained at more than one seed.
+    """
+
+    sd: float
+    degrees: int
+
+    def interval(self, log: float, variance: float, n: int, protocol: str, comparisons: int = 1) -> Estimate:
+        """exp(log) with its 95 % interval, exp(log -+ t sd sqrt(variance)).
+
+        variance      of the mean `log`, in units of sd^2: 1/n for a mean of n seeds, 2/n for a difference of two
+        comparisons   among which this one was picked by its size: Bonferroni's correction
+        """
+        if not self.degrees:
+            return Estimate(float(np.exp(log)), float("nan"), float("nan"), n, protocol)
+        tail = (1 - CONFIDENCE) / comparisons / 2
+        half = scipy.stats.t.ppf(1 - tail, self.degrees) * self.sd * np.sqrt(variance)
+        return Estimate(float(np.exp(log)), float(np.exp(log - half)), float(np.exp(log + half)), n, protocol)
+
+
+def common_spread(values: pd.DataFrame, paired: bool = True) -> Spread:
+    """The residual standard deviation of log(value) about a mean for each row and, where `paired`, one for each seed.
+
+        log x[s, m] = mu[m] (+ beta[s]) + e[s, m],   e ~ N(0, sd^2) for all rows m alike
+
+    Paired residuals are those of a randomized block design whose blocks are seeds: what two rows of one seed share (the
+    teacher, batches, noise) is taken out, and a difference of two rows over n common seeds has the variance 2 sd^2 / n.
+    Unpaired ones belong to the mean of a row over any seeds, whose variance is sd^2 / n.  Rows of one seed add nothing.
+
+    Shapes    values: one line per seed, one column per row, NaN where there is no training.
+    Raises    ValueError for values that are not positive or not finite.
+    Source    Cochran & Cox 1957, Experimental Designs, chapter 4, randomized blocks; missing plots by least squares.
+    """
+    seed, row = np.nonzero(values.notna().to_numpy())
+    x = values.to_numpy(dtype=np.float64)[seed, row]
+    if not len(x) or not (np.isfinite(x).all() and (x > 0).all()):
+        raise ValueError("values have to be positive and finite to have logarithms, at least one of them")
+    design = np.eye(values.shape[1])[row]
+    if paired:
+        design = np.hstack([design, np.eye(values.shape[0])[seed]])
+    solution, _, rank, _ = np.linalg.lstsq(design, np.log(x), rcond=None)
+    degrees = len(x) - int(rank)
+    if degrees <= 0:
+        return Spread(float("nan"), 0)
+    residual = np.log(x) - design @ solution
+    return Spread(float(np.sqrt(residual @ residual / degrees)), degrees)
+
+
+def equal_spreads(values: pd.DataFrame) -> float:
+    """Bartlett's p value of the hypothesis that log(value) scatters alike in every row of two seeds or more.
+
+    A small one speaks against `common_spread`.  NaN where fewer than two rows have two different values.
+
+    Shapes    values: as `common_spread`.
+    Source    Bartlett 1937; scipy.stats.bartlett.
+    """
+    columns = [np.log(values[c].dropna()) for c in values]
+    groups = [c for c in columns if len(c) > 1 and np.ptp(c) > 0]
+    return float(scipy.stats.bartlett(*groups).pvalue) if len(groups) > 1 else float("nan")

@@ -1,0 +1,98 @@
+"""The spread that rows share: against paired t tests, the sums of squares of a block design, and by simulation."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from onebit.metrics import Spread, common_spread, equal_spreads
+
+RNG = np.random.default_rng
+
+
+def frame(logs) -> pd.DataFrame:
+    return pd.DataFrame(np.exp(np.asarray(logs, dtype=float)))
+
+
+def test_two_rows_are_compared_as_by_a_paired_t_test():
+    """With two rows the block design is the paired t test: residuals are half the differences, degrees are n - 1."""
+    logs = RNG(0).normal(size=(5, 2))
+    spread = common_spread(frame(logs))
+    found = spread.interval((logs[:, 0] - logs[:, 1]).mean(), 2 / 5, 5, "p")
+    wanted = scipy.stats.ttest_rel(logs[:, 0], logs[:, 1]).confidence_interval(0.95)
+    assert spread.degrees == 4
+    assert (math.log(found.low), math.log(found.high)) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+    assert (found.n, found.protocol) == (5, "p")
+
+
+def test_a_full_grid_has_the_residual_sum_of_squares_of_a_block_design():
+    """S_res = S_total - S_rows - S_blocks over (rows - 1)(blocks - 1), the textbook's decomposition."""
+    logs = RNG(1).normal(size=(3, 4)) + np.array([[0], [2], [5]])
+    total, rows, blocks = (((x - logs.mean()) ** 2).sum() for x in (logs, logs.mean(0), logs.mean(1)))
+    rest = total - 3 * rows - 4 * blocks
+    spread = common_spread(frame(logs))
+    assert (spread.sd, spread.degrees) == (pytest.approx(math.sqrt(rest / 6), rel=1e-9), 6)
+
+
+def test_unpaired_is_the_pooled_deviation_within_rows():
+    logs = RNG(2).normal(size=(3, 4))
+    spread = common_spread(frame(logs), paired=False)
+    assert (spread.sd, spread.degrees) == (pytest.approx(math.sqrt(logs.var(0, ddof=1).mean()), rel=1e-9), 8)
+
+
+def test_what_a_seed_does_to_all_rows_alike_is_no_spread_between_paired_rows():
+    logs = RNG(3).normal(size=(2, 5))
+    moved = logs + np.array([[0.0], [7.0]])
+    assert common_spread(frame(moved)).sd == pytest.approx(common_spread(frame(logs)).sd, rel=1e-9)
+    assert common_spread(frame(moved), paired=False).sd > 4
+
+
+def test_rows_of_one_seed_add_nothing():
+    logs = RNG(4).normal(size=(2, 4))
+    more = np.hstack([logs, [[3.0, 9.0], [np.nan, np.nan]]])
+    full, with_singles = common_spread(frame(logs)), common_spread(frame(more))
+    assert with_singles.degrees == full.degrees == 3
+    assert with_singles.sd == pytest.approx(full.sd, rel=1e-9)
+
+
+def test_one_seed_each_leaves_a_value_without_an_interval():
+    spread = common_spread(frame([[0.0, 1.0, 2.0]]))
+    found = spread.interval(1.0, 2, 1, "p")
+    assert spread.degrees == 0 and found.value == pytest.approx(math.e)
+    assert math.isnan(spread.sd) and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_the_interval_is_students_and_bonferronis():
+    found = Spread(0.5, 6).interval(0.0, 2.0, 1, "p")
+    assert math.log(found.high) == pytest.approx(2.446912 * 0.5 * math.sqrt(2), rel=1e-6) == -math.log(found.low)
+    wider = Spread(0.5, 6).interval(0.0, 2.0, 1, "p", comparisons=2)
+    assert math.log(wider.high) == pytest.approx(scipy.stats.t.ppf(0.9875, 6) * 0.5 * math.sqrt(2), rel=1e-9)
+
+
+def test_ratios_of_rows_of_one_seed_are_covered_as_often_as_it_says():
+    """600 grids of eight rows of two seeds and two of one, sd 0.2: the ratio of the two is held in 95 % +- 3."""
+    rng, hits = RNG(5), 0
+    for _ in range(600):
+        logs = rng.normal(0, 0.2, size=(2, 10)) + rng.normal(0, 1, size=(2, 1))
+        logs[1, 8:] = np.nan
+        found = common_spread(frame(logs)).interval(logs[0, 8] - logs[0, 9], 2, 1, "p")
+        hits += found.low <= 1 <= found.high
+    assert 0.92 < hits / 600 < 0.98
+
+
+def test_rows_that_scatter_differently_are_told():
+    logs = RNG(6).normal(size=(6, 4))
+    assert equal_spreads(frame(logs)) > 0.05
+    logs[:, 0] *= 100
+    assert equal_spreads(frame(logs)) < 1e-4
+    assert math.isnan(equal_spreads(frame([[1.0, 2.0]])))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.inf])
+def test_values_without_a_logarithm_are_refused(bad):
+    with pytest.raises(ValueError, match="positive and finite"):
+        common_spread(pd.DataFrame([[1.0, bad], [1.0, 2.0]]))
+    with pytest.raises(ValueError, match="at least one"):
+        common_spread(pd.DataFrame({"a": [np.nan]}))
