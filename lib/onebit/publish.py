@@ -86,7 +86,7 @@ def claims_table(ledger: Path) -> str:
 def _rows(rows: pd.DataFrame) -> str:
     table = pd.DataFrame({
         "claim": rows.claim, "source": rows.source, "published": [published_text(row) for row in rows.itertuples()],
-        "measured": [measured_text(row) for row in rows.itertuples()], "verdict": rows.verdict,
+        "measured": [measured_text(row) for row in rows.itertuples()], "seeds": rows.n_seeds, "verdict": rows.verdict,
         "notebook": rows.notebook,
     })
     return table.to_markdown(index=False, disable_numparse=True)

@@ -31,6 +31,19 @@ class Spread:
         half = scipy.stats.t.ppf(1 - tail, self.degrees) * self.sd * np.sqrt(variance)
         return Estimate(float(np.exp(log)), float(np.exp(log - half)), float(np.exp(log + half)), n, protocol)
 
+    def seeds_needed(self, ratio: float, power: float = 0.8) -> float:
+        """Common seeds at which two rows that differ by `ratio` are told apart, at the 5 % level, with this power:
+
+            n = 2 ((z[0.975] + z[power]) sd / log ratio)^2,   z: quantiles of the normal distribution
+
+        Raises    ValueError for a ratio that is not positive, or is 1.
+        Source    Cochran & Cox 1957, chapter 2, on the number of replications.
+        """
+        if not ratio > 0 or ratio == 1:
+            raise ValueError(f"need a positive ratio other than 1, got {ratio}")
+        z = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2) + scipy.stats.norm.ppf(power)
+        return 2 * (z * self.sd / np.log(ratio)) ** 2
+
 
 def common_spread(values: pd.DataFrame, paired: bool = True) -> Spread:
     """The residual standard deviation of log(value) about a mean for each row and, where `paired`, one for each seed.
