@@ -5,7 +5,7 @@
                       latent weights only where a notebook shows them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    averaged weights  of the runs that the study draws samples from by them
+    averaged weights  of the first seed of the runs that the study draws samples from by them
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
 
@@ -69,7 +69,8 @@ def trainings(study: Study) -> dict[str, Kept]:
     """How each of the study's trainings is released, by the name of its result."""
     students = [run for _, run in ablations.trained(study)]
     teachers = {run.teacher for run in students}
-    return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in study.ten_class)
+    averaged = [run for run in study.ten_class if run.seed == 0]
+    return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *students] if run == run.trained}
 
 

@@ -227,7 +227,7 @@ class Study:
         averaged = run.ema and run == run.trained and run != self.memorizer
         for average in (False, True) if averaged else (False,):
             source = self.evaluation(run, average)
-            yield self._sampling(run, source.request)
+            yield self._sampling(run, source.request, shown=not average)
             yield self._measuring("headline", source)
         for family in FAMILIES:
             yield self._measuring(family, self.evaluation(run))
@@ -239,8 +239,8 @@ class Study:
                 yield self._measuring("walking", self.walk(run, "cross-fade"))
                 yield self._measuring("walking", self.walk(run, "transport"))
 
-    def _sampling(self, run: Run, request: SampleSpec) -> Job:
-        return Job(results.samples_entry(run, request), partial(results.samples, run, request))
+    def _sampling(self, run: Run, request: SampleSpec, shown: bool = True) -> Job:
+        return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
 
     def _measuring(self, family: str, source: Source | Walk) -> Job:
         protocol = self.subset_protocol(self.subset(source.dataset))
