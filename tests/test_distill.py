@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from onebit import bench_distill, nets
-from onebit.distill import DISTILLATIONS, L2, LRM, SPD, Taps, distillation
+from onebit.distill import DISTILLATIONS, L2, LRM, SPD, GramDistance, Loops, Products, Taps, cut, distillation
 
 
 def gaussian(*shape, seed=0, dtype=torch.float64):
@@ -259,7 +259,7 @@ def by_hand(student, teacher, p, gram, norm):
 @pytest.mark.parametrize("gram", ["row", "spatial"])
 @pytest.mark.parametrize(("p", "height", "width"), [(4, 28, 28), (4, 14, 14), (4, 7, 7), (2, 6, 9), (1, 5, 3)])
 def test_spd_is_its_definition_patch_by_patch(p, height, width, gram, norm):
-    """BiDM Eq. 13-15.  14 / 4: rows 0-2, 3-5, 7-9, 10-12; 7 / 4: rows 0, 1, 3, 5.  28 takes the padded product."""
+    """BiDM Eq. 13-15.  14 / 4: rows 0-2, 3-5, 7-9, 10-12; 7 / 4: rows 0, 1, 3, 5."""
     student, teacher = gaussian(3, 2, height, width), gaussian(3, 2, height, width, seed=1) * 3
     want = by_hand(student, teacher, p, gram, norm)
     assert SPD(p, gram, norm)([student], [teacher]).item() == pytest.approx(want, rel=1e-12)
@@ -269,6 +269,18 @@ def test_spd_is_its_definition_patch_by_patch(p, height, width, gram, norm):
 def test_spds_gradient_is_that_of_finite_differences(options):
     teacher, loss = [gaussian(2, 2, 5, 4, seed=1)], distillation(f"spd:{options}")
     torch.autograd.gradcheck(lambda x: loss([x], teacher), gaussian(2, 2, 5, 4).requires_grad_())
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize(("p", "height", "width"), [(4, 28, 28), (4, 14, 14), (4, 7, 7), (2, 6, 9), (1, 5, 3)])
+def test_compiled_loops_and_torchs_products_agree_in_value_and_gradient(p, height, width, batch):
+    """SPD takes the loops on a CPU and the products on a GPU: one number, one gradient."""
+    s, t = (gaussian(3, 5, height, width, seed=seed) for seed in (1, 2))
+    x, y = s.clone().requires_grad_(), s.clone().requires_grad_()
+    here = GramDistance.apply(x, t, Loops(p), batch)
+    there = GramDistance.apply(cut(y, p).contiguous(), cut(t, p).contiguous(), Products, batch)
+    torch.testing.assert_close(here, there, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss, z in ((here, x), (there, y))))
 
 
 @pytest.mark.parametrize("norm", ["sample", "batch"])

@@ -1,5 +1,6 @@
 """Distillation losses on block outputs of a float teacher and its quantized student: L2, LRM, SPD."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,20 +10,19 @@ from .quantizers import spec
 from .taps import BLOCKS, Taps
 
 EPS = 1e-12  # below any norm; a zero feature has the attention zero
-MKL_PRODUCTS = 400  # torch multiplies smaller matrices by a plain loop (ATen, bmm), three times slower at 7 x 7
 
 __all__ = ["BLOCKS", "DISTILLATIONS", "L2", "LRM", "SPD", "Distillation", "Taps", "distillation"]
 
 
 class Distillation(nn.Module):
-    """Mean over the tapped blocks of `block(i, student, teacher)`, computed in float32 whatever autocast does.
+    """Mean over the tapped blocks of `block(i, student, teacher)`, in float32 or wider whatever autocast does.
 
     Shapes    student, teacher: as many features (B, C, H, W) as blocks, pairwise of the same shape -> scalar.
     Backward  to the student's features; the teacher's are held constant.
     Raises    ValueError for features that do not fit together.
     """
 
-    def __init__(self):
+    def __init__(self):  # no options: what `distillation` says of a loss that has none
         super().__init__()
 
     def block(self, i: int, student: Tensor, teacher: Tensor) -> Tensor:
@@ -166,6 +166,7 @@ class SPD(Distillation):
     Units     none, 0 .. sqrt(2); unchanged if a feature is multiplied by a constant, while |A| > 1e-12.
     Backward  dL/dP = 2 (D - S <S, D>) P / (|D| |A|), with S = A / |A| and D = S - S^fp; zero where D or P is zero.
     Raises    as Distillation; ValueError for unknown options, or more patches than rows or columns.
+    Speed     gram="row" on a CPU runs compiled loops over the feature as it lies; all else, torch's products.
     Source    BiDM (arXiv:2412.05926) Eq. 13-16; p = 4 in the paper.  Real-to-Binary (arXiv:2003.11535).
     DIFFERS   norm="batch" is the released code; Eq. 15 is per feature, which we read as per image.
     """
@@ -181,8 +182,10 @@ class SPD(Distillation):
         self.patches, self.gram, self.norm = patches, gram, norm
 
     def block(self, i: int, student: Tensor, teacher: Tensor) -> Tensor:
-        p = self._patches(*student.shape[-2:])
-        return _GramDistance.apply(self._matrices(student, p), self._matrices(teacher, p), self.norm == "batch")
+        p, batch = self._patches(*student.shape[-2:]), self.norm == "batch"
+        if self.gram == "row" and student.device.type == "cpu":
+            return GramDistance.apply(student, teacher, Loops(p), batch)
+        return GramDistance.apply(self._matrices(student, p), self._matrices(teacher, p), Products, batch)
 
     def _patches(self, height: int, width: int) -> int:
         if self.patches == "auto":
@@ -192,9 +195,9 @@ class SPD(Distillation):
         return self.patches
 
     def _matrices(self, x: Tensor, p: int) -> Tensor:
-        """The patches as matrices M whose M M^T is A: (B, p^2, C, H/p, W/p), or (B, p^2, 1, N, C)."""
+        """Matrices M whose M M^T is A: (B, p^2, C, H/p, W/p), or (B, p^2, 1, N, C)."""
         m = cut(x, p)
-        return m.flatten(3).mT[:, :, None] if self.gram == "spatial" else m
+        return (m.flatten(3).mT[:, :, None] if self.gram == "spatial" else m).contiguous()
 
 
 def cut(x: Tensor, p: int) -> Tensor:
@@ -208,7 +211,55 @@ def cut(x: Tensor, p: int) -> Tensor:
     return picked.unflatten(2, (p * p, h, w)).transpose(1, 2)
 
 
-class _GramDistance(torch.autograd.Function):
+class Products:
+    """Gram matrices of patches that lie in matrices M (B, p^2, ..., rows, columns), by torch's products."""
+
+    @staticmethod
+    def grams(m: Tensor) -> tuple[Tensor, Tensor]:
+        """A = M M^T, and |A|^2 (B, p^2)."""
+        gram = m @ m.mT
+        return gram, gram.flatten(2).square().sum(2)
+
+    @staticmethod
+    def part(gram: Tensor, other: Tensor, unit: Tensor, other_unit: Tensor) -> tuple[Tensor, Tensor]:
+        """D = unit A - other_unit A^fp in the place of `other`, and |D|^2."""
+        shape = (*unit.shape, *[1] * (gram.ndim - 2))
+        difference = torch.sub(unit.view(shape) * gram, other.mul_(other_unit.view(shape)), out=other)
+        return difference, difference.flatten(2).square().sum(2)
+
+    @staticmethod
+    def slope(m: Tensor, gram: Tensor, difference: Tensor, along: Tensor, factor: Tensor) -> Tensor:
+        """factor (D - along A) M."""
+        shape = (*along.shape, *[1] * (gram.ndim - 2))
+        return (difference.addcmul_(gram, along.view(shape), value=-1) * factor.view(shape)) @ m
+
+
+class Loops:
+    """The same of p x p patches where they lie in a feature (B, C, H, W), by compiled loops: see kernels.grams."""
+
+    def __init__(self, p: int):
+        from .kernels import grams, threads
+
+        threads.use_torchs_threads()
+        self.p, self.kernels = p, grams
+
+    def grams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(map(torch.from_numpy, self.kernels.grams(_pixels(x), self.p)))
+
+    def part(self, gram: Tensor, other: Tensor, unit: Tensor, other_unit: Tensor) -> tuple[Tensor, Tensor]:
+        return other, torch.from_numpy(self.kernels.part(*(t.numpy() for t in (gram, other, unit, other_unit))))
+
+    def slope(self, x: Tensor, gram: Tensor, difference: Tensor, along: Tensor, factor: Tensor) -> Tensor:
+        arrays = (t.numpy() for t in (gram, difference, along, factor))
+        return torch.from_numpy(self.kernels.slopes(_pixels(x), *arrays)).permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> np.ndarray:
+    """(B, H, W, C), channels next to each other."""
+    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class GramDistance(torch.autograd.Function):
     """Mean over patches of the distance between normalised Gram matrices: see SPD.
 
     The gradient is worked out with the value, while the Gram matrices are at hand; autograd would keep six such
@@ -216,50 +267,29 @@ class _GramDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, batch: bool) -> Tensor:
-        m = _padded(student)
-        gram, size = _unit_gram(m, batch)
-        other, other_size = _unit_gram(_padded(teacher), batch)
-        difference = torch.sub(gram, other, out=other)
-        distance = _norm(difference, batch)
+    def forward(ctx, student: Tensor, teacher: Tensor, by: Products | Loops, batch: bool) -> Tensor:
+        def length(square: Tensor) -> Tensor:
+            """Lengths (B, p^2): each image's own, or the batch's in every row."""
+            return (square.sum(0, keepdim=True).expand(square.shape) if batch else square).sqrt().contiguous()
+
+        (gram, square), (other, other_square) = by.grams(student), by.grams(teacher)
+        size, other_size = length(square), length(other_square)
+        unit, other_unit = (1 / s.clamp_min(EPS) for s in (size, other_size))
+        difference, apart = by.part(gram, other, unit, other_unit)
+        distance = length(apart)
         if ctx.needs_input_grad[0]:
-            # <S, D> = (|S|^2 - |S^fp|^2 + |D|^2) / 2
-            along = (_length(size) ** 2 - _length(other_size) ** 2 + distance**2) / 2
-            slope = difference.addcmul_(gram, along, value=-1).view(*m.shape[:-1], m.shape[-2]) @ m
-            factor = 2 / (distance.clamp_min(EPS) * size.clamp_min(EPS) * distance.numel())  # (B or 1, p^2, 1)
-            ctx.save_for_backward(slope[..., : student.shape[-1]], factor[..., None, None])
+            # <S, D> = (|S|^2 - |S^fp|^2 + |D|^2) / 2, with lengths of 1, or nearly 0
+            inner = ((size * unit) ** 2 - (other_size * other_unit) ** 2 + distance**2) / 2
+            number = distance[0].numel() if batch else distance.numel()
+            factor = 2 * unit / (distance.clamp_min(EPS) * number)
+            ctx.save_for_backward(by.slope(student, gram, difference, inner * unit, factor))
         return distance.mean()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        slope, factor = ctx.saved_tensors
-        return slope * (factor * grad), None, None
-
-
-def _padded(m: Tensor) -> Tensor:
-    """Contiguous matrices, with zero columns, which add nothing to M M^T, where that makes the product faster."""
-    rows, columns = m.shape[-2:]
-    short = MKL_PRODUCTS // 2 < rows * rows * columns < MKL_PRODUCTS and m.device.type == "cpu"
-    return F.pad(m, (0, -(-MKL_PRODUCTS // rows**2) - columns)) if short else m.contiguous()
-
-
-def _unit_gram(m: Tensor, batch: bool) -> tuple[Tensor, Tensor]:
-    """M M^T over its length, flat: (B, p^2, ...); and that length."""
-    gram = (m @ m.mT).flatten(2)
-    size = _norm(gram, batch)
-    return gram.div_(size.clamp_min(EPS)), size
-
-
-def _norm(x: Tensor, batch: bool) -> Tensor:
-    """Lengths (B, p^2, 1) of (B, p^2, n), or (1, p^2, 1) over the batch; in two steps, each along the memory."""
-    each = torch.linalg.vector_norm(x, dim=2, keepdim=True)
-    return torch.linalg.vector_norm(each, dim=0, keepdim=True) if batch else each
-
-
-def _length(size: Tensor) -> Tensor:
-    """The length left after division by max(size, EPS): 1, or nearly 0."""
-    return size / size.clamp_min(EPS)
+        (slope,) = ctx.saved_tensors
+        return slope * grad, None, None, None
 
 
 DISTILLATIONS: dict[str, type[Distillation]] = {"l2": L2, "lrm": LRM, "spd": SPD}
