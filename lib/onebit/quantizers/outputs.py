@@ -68,7 +68,9 @@ class Shortcut(nn.Module):
             return y
         if not self.linear and x.shape[2:] != y.shape[2:]:
             x = _resized(x, y.shape[2:])
-        return y + self.coefficient * (x if self.convolution is None else self.convolution(x))
+        x = x if self.convolution is None else self.convolution(x)
+        plain = isinstance(self.coefficient, float) and self.coefficient == 1  # spares a pass over x
+        return y + (x if plain else self.coefficient * x)
 
     def extra_repr(self) -> str:
         return "" if self.applies else "none: channels differ"
