@@ -82,7 +82,7 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
     target, work = paths.RUNS / entry.name, paths.RUNS / ".partial" / entry.name
     work.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work.with_suffix(".lock"), timeout=-1 if wait else 0):
+        with FileLock(work.with_name(f"{work.name}.lock"), timeout=-1 if wait else 0):
             found = find(entry)
             if found:
                 return found
