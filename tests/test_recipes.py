@@ -413,22 +413,3 @@ def test_outputs_follow_inner_layers_whatever_their_rule_and_never_the_ends():
     quantize(model, Recipe(weights="lsq:8", outputs=("rprelu",), ends="int8"))
     with_outputs = {name for name, layer in quantized_layers(model).items() if layer.outputs is not None}
     assert with_outputs and with_outputs == set(weight_layers(model)) - {next(iter(weight_layers(model))), "conv_out"}
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("rules", "shortcut"), [(("xnor", "xnor"), ()), (("learned-scale", "bidm"), ("shortcut",))])
-def test_a_scaled_output_in_bfloat16_is_its_definition_bit_for_bit(rules, shortcut, layout):
-    """K (x_bin * w_bin) + bias + x by torch's own broadcasting, against the layer's ways around its slow paths."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1))
-    quantize(model, Recipe(weights=rules[0], activations=rules[1], outputs=shortcut))
-    layer = model[0].to(memory_format=layout)
-    x = torch.randn(3, 6, 7, 5).to(memory_format=layout, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-        product = F.conv2d(layer.activation(x), layer.quantized_weight(), None, padding=1)
-        want = product * layer.activation.scale_map(x) + layer.bias[:, None, None]
-    want = want + 1.0 * x if shortcut else want
-    assert product.dtype == torch.bfloat16 and y.dtype == want.dtype
-    assert torch.equal(y, want)
-    assert y.is_contiguous(memory_format=layout)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import fused
 from .estimators import sign
 from .timed import ActivationRule, Clock
 
@@ -34,6 +35,25 @@ class MapRule(ActivationRule):
         return operation(magnitude, kernel, bias, **self.geometry)
 
 
+class MagnitudeMap(MapRule):
+    """What XNOR-Net's and BiDM's share: sign, with a map S = k * A + bias of the input's mean magnitude A.
+
+    A subclass has `threshold` (C,), `kernel` (1, 1, kh, kw) and `bias` (1,), each of them or None, and an `estimator`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sign(x if self.threshold is None else x - self.per_channel(self.threshold), self.estimator)
+
+    def scale_map(self, x: Tensor) -> Tensor | None:
+        return self.slide(x.abs().mean(1, keepdim=True), self.kernel, self.bias)
+
+    def with_scale_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not (self.spatial and fused.in_one_pass(x)):
+            return super().with_scale_map(x)
+        signs, magnitude = fused.Binarize.apply(x, self.threshold, self.estimator)
+        return signs, self.slide(magnitude, self.kernel, self.bias)
+
+
 def box(layer: nn.Module) -> Tensor:
     """Kernel of a plain mean, (1, 1, kh, kw): 1/(kh kw); for a transposed layer times the product of its strides,
     because so many fewer inputs reach an output: the mean over those that do."""
@@ -42,7 +62,7 @@ def box(layer: nn.Module) -> Tensor:
     return torch.full((1, 1, *layer.kernel_size), reached / taps).to(layer.weight)
 
 
-class XNORMap(MapRule):
+class XNORMap(MagnitudeMap):
     r"""A4, sign, with outputs scaled by the mean magnitude of the input under the kernel.
 
         x_bin = sign(x),    y = K (x_bin * w_bin),    K = A * k,    A = mean_c |x|,    k = 1/(kh kw)
@@ -56,21 +76,18 @@ class XNORMap(MapRule):
     DIFFERS   the paper has no transposed convolution: there k = sh sw / (kh kw) for strides sh, sw, see `box`.
     """
 
+    estimator = "clipped"
+
     def __init__(self, layer: nn.Module, clock: Clock | None):
         super().__init__(layer, clock)
         self.register_buffer("kernel", box(layer) if self.spatial else None, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return sign(x, "clipped")
+        self.threshold = self.bias = None
 
     def scale_map(self, x: Tensor) -> Tensor:
-        if not self.spatial:
-            return x.abs().mean(-1, keepdim=True)
-        magnitude = x.abs().mean(1, keepdim=True)  # (B, 1, H, W)
-        return self.slide(magnitude, self.kernel)
+        return super().scale_map(x) if self.spatial else x.abs().mean(-1, keepdim=True)
 
 
-class BiDMMap(MapRule):
+class BiDMMap(MagnitudeMap):
     r"""A6, BiDM's learned "tiny convolution": XNOR-Net's map with a trained kernel, and a threshold per channel.
 
         x_bin = sign(x - th[c]),    y = S (x_bin * w_bin),    S = k * A,    A = mean_c |x| of the raw input
@@ -88,6 +105,8 @@ class BiDMMap(MapRule):
     DIFFERS   the released code sets k back to its start in every new process; here it is part of the state.
     """
 
+    estimator = "polynomial"
+
     def __init__(self, layer: nn.Module, clock: Clock | None, threshold: bool = True, bias: bool = False,
                  learn: bool = True):
         super().__init__(layer, clock)
@@ -99,14 +118,8 @@ class BiDMMap(MapRule):
         bound = self.kernel.numel() ** -0.5
         return self.kernel.new_empty(1).uniform_(-bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return sign(x if self.threshold is None else x - self.per_channel(self.threshold), "polynomial")
-
     def scale_map(self, x: Tensor) -> Tensor | None:
-        if not self.spatial:
-            return None
-        magnitude = x.abs().mean(1, keepdim=True)  # (B, 1, H, W)
-        return self.slide(magnitude, self.kernel, self.bias)
+        return super().scale_map(x) if self.spatial else None
 
 
 class RankOneMap(MapRule):

@@ -56,6 +56,10 @@ class ActivationRule(nn.Module):
         """What the layer's output is multiplied with before the bias is added, from the raw input; None for most."""
         return None
 
+    def with_scale_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The quantized input, and the scale map of the raw one."""
+        return self(x), self.scale_map(x)
+
     def advance(self, share: float) -> None:
         """As WeightRule.advance: the share of training done, told before every step."""
 
