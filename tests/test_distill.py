@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from onebit import bench_distill, nets
-from onebit.distill import DISTILLATIONS, L2, LRM, SPD, GramDistance, Loops, Products, Taps, cut, distillation
+from onebit.distill import DISTILLATIONS, L2, LRM, SPD, Taps, distillation
+from onebit.gram_distance import GramDistance, Loops, Products, cut
 
 
 def gaussian(*shape, seed=0, dtype=torch.float64):

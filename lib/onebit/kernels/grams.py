@@ -1,4 +1,4 @@
-"""Gram matrices of patches, where they lie in an image: what SPD (`onebit.distill`) compares, on a CPU.
+"""Gram matrices of patches, where they lie in an image: what SPD compares (`onebit.gram_distance`), on a CPU.
 
 Patch (i, j) of p x p starts at row i H // p and column j W // p and has H // p rows and W // p columns.  Its matrix for
 channel c has a row per image row.  Images are (B, H, W, C), so that the innermost loop is over channels and becomes one
