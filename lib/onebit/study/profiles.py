@@ -24,7 +24,7 @@ class Profile:
     train_limit      training images that samples are compared with (0: all of them)
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
-    solver_*         samples and numbers of steps at which samplers are compared
+    solver_*         samples and numbers of steps at which samplers are compared; ancestral_steps: of the published one
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
@@ -56,6 +56,7 @@ class Profile:
     ablation_repeated: int
     ablation_rows: int
     ablation_renormed: int = 6
+    ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
     full_anywhere: bool = False
@@ -74,6 +75,7 @@ PROFILES = {
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
+        ancestral_steps=(5,),
         ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4, ablation_renormed=1,
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
@@ -102,6 +104,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (30, 45, 60), "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "resunet_seeds": (0, 1), "solver_samples": 200, "solver_steps": (5, 10, 20),
+        "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_repeated": 1, "ablation_rows": 3,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},

@@ -165,6 +165,12 @@ class Study:
         """As many samples by the published sampler, with all its steps: what the others are measured by."""
         return self.solver(run, "ddpm", self.profile.grid_steps)
 
+    def solved(self, run: Run) -> list[Samples]:
+        """All that notebook 04 compares: deterministic samplers at few steps, the published one at fewer and at all."""
+        size = self.profile
+        return [*(self.solver(run, sampler, steps) for sampler in SOLVERS for steps in size.solver_steps),
+                *(self.solver(run, "ddpm", steps) for steps in size.ancestral_steps), self.ancestral(run)]
+
     @property
     def walkers(self) -> list[Run]:
         """The runs whose latent walks are measured: the trained ones on ten classes."""
@@ -204,11 +210,9 @@ class Study:
         for run in self.solver_runs:
             for steps in self.profile.solver_steps:
                 yield self._sampling(run, self.solver(run, "ddim", steps).request)  # notebook 06 compares the images
-            for sampler in SOLVERS:
-                for steps in self.profile.solver_steps:
-                    yield self._measuring("headline", self.solver(run, sampler, steps))
             yield self._sampling(run, self.ancestral(run).request)
-            yield self._measuring("headline", self.ancestral(run))
+            for source in self.solved(run):
+                yield self._measuring("headline", source)
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from agreement.jobs(self)
