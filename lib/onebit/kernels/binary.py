@@ -71,8 +71,8 @@ def _binarize_backward(x, threshold, polynomial, to_signs, to_magnitude, to_x, t
             for c in range(channels):
                 value = wide(x[n, p, c])
                 size = abs(value - threshold[c])
-                inside = one if size <= one else zero
-                slope = inside * (two - two * size) if polynomial else inside
+                slope = two - two * size if polynomial else one
+                slope = zero if size > one else slope  # a select, and no product: outside may lie infinity
                 through = wide(to_signs[n, p, c]) * slope
                 to_threshold[n, c] -= through
                 straight = share if value > zero else zero
