@@ -21,6 +21,8 @@ OUT := build/$(DATASET)/$(PROFILE)
 # two notebooks run at a time, each on half of the cores: threads that wait for each other's cores cost minutes
 HALF = $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) // 2))')
 export FROM_SCRATCH ?=
+# bytecode is kept, as containers often forbid: else a process takes 17 s to import torch and seaborn, and not 6
+unexport PYTHONDONTWRITEBYTECODE
 # in a log file progress bars are drawn rarely
 # glibc's malloc hands large tensors back and takes fresh pages for the next ones: 5 to 13 % of a training step
 KEEP_PAGES = MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1000000000

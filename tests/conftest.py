@@ -1,5 +1,9 @@
 """Shared by all tests: one thread (bits depend on it), a home of its own for results, small images; order."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy's threads too, here and in child processes: they spin
+
 import pytest
 import torch
 
