@@ -74,7 +74,7 @@ lab: $(ENVIRONMENT)  ## JupyterLab in the project's environment
 	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 bench: $(ENVIRONMENT)  ## measure speed on this machine and write figures/bench.csv
-	$(PY) -m onebit.bench
+	$(KEEP_PAGES) $(PY) -m onebit.bench
 
 site: $(ENVIRONMENT)  ## the study as a static site to read, without a network too, in build/site
 	@choice=$$($(COMPUTE) --engine $(or $(ENGINE),local)); set -- $$choice; \

@@ -78,6 +78,14 @@ def test_connections_mix_the_neighbouring_timestep_in():
     assert model.connections.alpha.grad.abs().max() > 0
 
 
+def test_the_teacher_that_is_given_stays_as_it_was():
+    teacher = net(seed=3).train()
+    before = copy.deepcopy(teacher.state_dict())
+    Objective(teacher, distillation("l2"), 1.0)(net("binarydm-base-w1a32").train(), *batch())
+    assert teacher.training and all(p.requires_grad for p in teacher.parameters())
+    torch.testing.assert_close(dict(teacher.state_dict()), dict(before), rtol=0, atol=0)
+
+
 def test_a_teacher_without_a_loss_is_refused():
     with pytest.raises(ValueError, match="both a teacher and a loss"):
         Objective(teacher=net())

@@ -82,7 +82,7 @@ class FixedNorm(nn.BatchNorm2d):
         self.register_buffer("shift", shift[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, self.scale)
+        return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))  # under autocast x is bfloat16
 
 
 def _folds(module: nn.Module) -> bool:

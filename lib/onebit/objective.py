@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import recipes
 from .diffusion import add_noise, noise_loss
+from .frozen import frozen
 
 if TYPE_CHECKING:
     from .distill import Distillation
@@ -34,7 +35,7 @@ class Objective(nn.Module):
         if (teacher is None) != (loss is None):
             raise ValueError("distillation needs both a teacher and a loss")
         self.loss, self.weight = loss, weight
-        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []  # no part of our state
+        self._teacher = [frozen(teacher)] if teacher is not None else []  # in a list: no part of our state
         self.terms: dict[str, Tensor] = {}
 
     def forward(self, model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

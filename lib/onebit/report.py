@@ -1,6 +1,7 @@
 """Figures and tables with their note of origin: what you look at, the numbers behind it, and where they came from."""
 
 import hashlib
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from . import __version__, claims, drawn, paths
 from .files import replacing, write_json, write_text
@@ -40,6 +42,14 @@ def _literal(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.map(lambda cell: re.sub(r"([|*])", r"\\\1", cell) if isinstance(cell, str) else cell)
 
 
+def _laid_out(figure: Figure) -> Bbox:
+    """Find the places of everything, once for all formats, and return the box around it, in inches."""
+    figure.draw_without_rendering()
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # "none" would leave a stand-in, for which every format draws twice
+    return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
+
+
 @dataclass(frozen=True)
 class Report:
     """Saves what one notebook shows.  report = Report("02", study)
@@ -64,15 +74,17 @@ class Report:
         returns the PNG's path."""
         runs = list(runs)
         figure.text(0.995, -0.01, self._stamp(runs), ha="right", va="top", fontsize=6, color="0.45")
-        path = self._path(name)
+        path, box = self._path(name), _laid_out(figure)  # no dates or versions below: same input, same bytes
         for target, metadata in ((path.with_suffix(".png"), {"Software": None}),
                                  (path.with_suffix(".pdf"), {"CreationDate": None})):
             with replacing(target) as partial:
-                figure.savefig(partial, metadata=metadata)  # no dates or versions: same input, same bytes
+                figure.savefig(partial, metadata=metadata, bbox_inches=box)
         drawn.save(figure, path)
         self._note(path.with_suffix(".png"), caption, runs)
-        display(figure)
+        shown = io.BytesIO()
+        figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
         plt.close(figure)
+        display(Image(shown.getvalue()))
         display(Markdown(f"*{caption}*"))
         return path.with_suffix(".png")
 
