@@ -90,6 +90,18 @@ def test_a_folded_block_by_hand():
     assert type(made) is FoldedBlock
 
 
+def test_a_fixed_norm_keeps_to_bfloat16_where_autocast_does():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(4).eval()
+    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    made = frozen(torch.nn.Sequential(norm))
+    x = torch.randn(2, 4, 3, 3).bfloat16()
+    assert made(x).dtype == torch.bfloat16
+    torch.testing.assert_close(made(x).double(), torch.nn.functional.batch_norm(
+        x.double(), norm.running_mean.double(), norm.running_var.double(), norm.weight.double(), norm.bias.double(),
+    ), rtol=2e-2, atol=2e-2)
+
+
 def test_weights_are_quantized_once():
     model = network("binarydm-w1a4")
     calls = []
