@@ -6,6 +6,8 @@ import matplotlib
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from onebit import claims, paths, plots
 from onebit.metrics import Estimate
@@ -35,6 +37,16 @@ def test_the_same_figure_has_the_same_bytes_and_a_note_of_origin(home):
     note = json.loads(first.with_name("02_demo.png.json").read_text())
     assert note["caption"] == "A line." and note["dataset"] == "mnist" and note["profile"] == "laptop"
     assert len(note["runs"]) == 2 and all(name.startswith("train-mnist-resunet64-fp16-s") for name in note["runs"])
+
+
+def test_a_figure_is_laid_out_once_and_drawn_once_for_each_of_its_forms(home, monkeypatch):
+    engines, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, r: (engines.append(self.get_layout_engine()), draw(self, r))[1])
+    with plt.rc_context():
+        plots.use_style()
+        Report("02", Study.named("laptop", "mnist")).figure(picture(), "demo", "A line.", RUNS)
+    assert len(engines) == 4, "the layout, PNG, PDF, and what the notebook shows"
+    assert isinstance(engines[0], ConstrainedLayoutEngine) and engines[1:] == [None] * 3
 
 
 def test_a_table_is_saved_unrounded_and_shown_rounded_with_the_number_of_seeds(home):

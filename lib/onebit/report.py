@@ -3,7 +3,8 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,12 +43,17 @@ def _literal(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.map(lambda cell: re.sub(r"([|*])", r"\\\1", cell) if isinstance(cell, str) else cell)
 
 
-def _laid_out(figure: Figure) -> Bbox:
-    """Find the places of everything, once for all formats, and return the box around it, in inches."""
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[Bbox]:
+    """Find the places of everything, once for all formats; gives the box around it, in inches.
+
+    Every format would find them again, and draw twice, had the figure a layout engine: it has none here, not even the
+    stand-in that "none" would leave, and gets none back from the style when a format puts back what it has found.
+    """
     figure.draw_without_rendering()
     with plt.rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)  # "none" would leave a stand-in, for which every format draws twice
-    return figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
+        figure.set_layout_engine(None)
+        yield figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
 
 
 @dataclass(frozen=True)
@@ -74,15 +80,15 @@ class Report:
         returns the PNG's path."""
         runs = list(runs)
         figure.text(0.995, -0.01, self._stamp(runs), ha="right", va="top", fontsize=6, color="0.45")
-        path, box = self._path(name), _laid_out(figure)  # no dates or versions below: same input, same bytes
-        for target, metadata in ((path.with_suffix(".png"), {"Software": None}),
-                                 (path.with_suffix(".pdf"), {"CreationDate": None})):
-            with replacing(target) as partial:
-                figure.savefig(partial, metadata=metadata, bbox_inches=box)
+        path, shown = self._path(name), io.BytesIO()
+        forms = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}  # no dates: same input, same bytes
+        with _laid_out(figure) as box:
+            for suffix, metadata in forms.items():
+                with replacing(path.with_suffix(suffix)) as partial:
+                    figure.savefig(partial, metadata=metadata, bbox_inches=box)
+            figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
         drawn.save(figure, path)
         self._note(path.with_suffix(".png"), caption, runs)
-        shown = io.BytesIO()
-        figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
         plt.close(figure)
         display(Image(shown.getvalue()))
         display(Markdown(f"*{caption}*"))
