@@ -136,12 +136,20 @@ def test_a_released_network_computes_what_it_computed(home, run, form):
     assert results.weights(run, average=True).training is False
 
 
-def test_a_student_is_released_as_bits_and_computes_the_same(home):
+def test_teachers_are_released_as_they_are_1_bit_students_and_later_strict_seeds_as_bits():
     plan = release.trainings(Study.named("laptop", "mnist"))
-    assert {kept.weights for kept in plan.values()} == {"float32", "float16", "packed"}
-    folder, before, codes = computed(STUDENT, Kept(STUDENT, "packed", averaged=False))
-    own = audit(results._loaded(STUDENT, paths.RUNS / folder.name, average=False))
-    model = results.weights(STUDENT)
+    forms = {(kept.run.net, kept.run.recipe, kept.run.seed, kept.run.teacher is None): kept.weights
+             for kept in plan.values() if kept.run.dataset == "mnist"}
+    assert forms["unet", "fp16", 0, True] == "float32"
+    assert forms["unet", "strict-1bit", 0, True] == forms["resunet", "published-1bit", 1, True] == "float16"
+    assert forms["unet", "strict-1bit", 1, True] == forms["unet", "bidm-w1a1", 0, False] == "packed"
+
+
+@pytest.mark.parametrize("run", [STUDENT, replace(STRICT, seed=1)], ids=["student", "strict"])
+def test_bits_that_are_released_compute_what_the_network_computed(home, run):
+    folder, before, codes = computed(run, Kept(run, "packed", averaged=False))
+    own = audit(results._loaded(run, paths.RUNS / folder.name, average=False))
+    model = results.weights(run)
     assert cache.manifest(folder)["weights"] == {results.PACKED: "packed"}
     torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-6)
     assert all(isinstance(layer.rule, Stored) for layer in quantized_layers(model).values())

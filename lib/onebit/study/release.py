@@ -2,7 +2,8 @@
 
     teachers          model.safetensors in float32: students start from these very bits
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
-                      latent weights only where a notebook shows them
+                      latent weights only where a notebook shows them.  Later seeds of the strict 1-bit arms likewise:
+                      the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
     averaged weights  of the first seed of the runs that the study draws samples from by them
@@ -34,6 +35,7 @@ from .study import Study
 FORM = 1  # +1 whenever a result would be released as other files
 LARGEST = 8_000_000  # bytes of a file
 LATENT = {"binarydm-w1a32"}  # undistilled students whose latent weights notebook 01 shows
+MOSTLY_BITS = "strict-1bit"  # of the plain arms' recipes; packed, the published one would be larger than in float16
 SMALLEST = 2.0**-24  # above zero, in float16
 ROUNDS = 50  # of moving weights by a last place; one or two do
 DAY = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
@@ -77,8 +79,10 @@ def trainings(study: Study) -> dict[str, Kept]:
 def _form(run: Run, teachers: set[Run | None]) -> str:
     if run in teachers:
         return "float32"
-    shown = run.recipe in LATENT and run.distill == "none"
-    return "packed" if run.teacher and recipes.recipe(run.recipe).weights != "none" and not shown else "float16"
+    student = run.teacher and recipes.recipe(run.recipe).weights != "none"
+    latent_shown = run.recipe in LATENT and run.distill == "none"
+    later_seed = run.recipe == MOSTLY_BITS and run.seed > 0
+    return "packed" if later_seed or (student and not latent_shown) else "float16"
 
 
 def convert(folder: Path, kept: Kept | None = None) -> dict:

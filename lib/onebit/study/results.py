@@ -150,7 +150,7 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     """The trained (or, for post-training recipes, trained and then quantized) network, in float32 and eval mode.
 
     `reestimated`: with batch-norm statistics of the network as it is, see `train.reestimate`; needs the data set.
-    A released 1-bit student may come out of a packed file: it computes the same, and has no latent weights.
+    A released 1-bit network may come out of a packed file: it computes the same, and has no latent weights.
 
     Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError if of one whose
               averaged weights are not released.
@@ -159,7 +159,7 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
         raise ValueError(f"{run.label} keeps no averaged weights (ema = 0)")
     folder = training(run, wait)
     packed = folder / PACKED
-    model = load_packed(packed) if packed.exists() else _loaded(run, folder, average)
+    model = load_packed(packed) if packed.exists() and not average else _loaded(run, folder, average)
     if run != run.trained:
         recipes.quantize(model, run.recipe)
     model.to(device(), memory_format=torch.channels_last)
