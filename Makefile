@@ -20,6 +20,8 @@ NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)
 # two notebooks run at a time, each on half of the cores: threads that wait for each other's cores cost minutes
 HALF = $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 2) // 2))')
+# written once, at its end or at its error, not after every cell
+PAPERMILL = $(PY) -m papermill --log-level WARNING --no-progress-bar --no-request-save-on-cell-execute
 export FROM_SCRATCH ?=
 # bytecode is kept, as containers often forbid: else a process takes 17 s to import torch and seaborn, and not 6
 unexport PYTHONDONTWRITEBYTECODE
@@ -54,7 +56,7 @@ $(OUT)/.manifest: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
 # a failed notebook stays beside its target under a dotted name, with its traceback
 $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(FROM_SCRATCH),FORCE)
 	@mkdir -p $(@D)
-	OMP_NUM_THREADS=$(HALF) $(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
+	OMP_NUM_THREADS=$(HALF) $(PAPERMILL) -p PROFILE $(PROFILE) -p DATASET $(DATASET) $< $(@D)/.$*.ipynb
 	@mv $(@D)/.$*.ipynb $@
 
 # the verdicts are read from the tables that the other notebooks write
@@ -92,7 +94,7 @@ publish: $(ENVIRONMENT)  ## executed notebooks of the reference study, and its c
 solutions: $(ENVIRONMENT)  ## execute the solutions of the exercises for the reference study, in place
 	@mkdir -p build/mnist/laptop/solutions
 	@for path in notebooks/solutions/[0-9]*.ipynb; do \
-	    $(PY) -m papermill --log-level WARNING --no-progress-bar -p PROFILE laptop -p DATASET mnist \
+	    $(PAPERMILL) -p PROFILE laptop -p DATASET mnist \
 	        $$path build/mnist/laptop/solutions/$${path##*/}; done
 	$(PY) -m onebit.publish back build/mnist/laptop/solutions notebooks/solutions
 

@@ -126,7 +126,8 @@ def test_solutions_run_after_the_series_and_add_nothing_to_it(executed, tmp_path
 
 def solve(home, folder, path):
     """Execute a solution in a process of its own; returns the end of what it says if it fails."""
-    line = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar", "-p", "PROFILE", "smoke",
+    line = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar",
+            "--no-request-save-on-cell-execute", "-p", "PROFILE", "smoke",
             "-p", "DATASET", "digits", str(path), str(folder / path.name)]
     done = subprocess.run(line, cwd=folder, env=os.environ | {"ONEBIT_HOME": str(home), "OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True)

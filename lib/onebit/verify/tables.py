@@ -82,8 +82,9 @@ def render(study: Study, notebooks: Path, home: Path, jobs: int) -> dict[str, st
 
 def execute(study: Study, home: Path, environment: dict[str, str], source: Path) -> str:
     """Execute one notebook in a process and a home of its own; returns the last line of its error, or nothing."""
-    command = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar", "-p", "PROFILE",
-               study.profile.name, "-p", "DATASET", study.dataset, str(source), str(home / source.name)]
+    command = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar",
+               "--no-request-save-on-cell-execute", "-p", "PROFILE", study.profile.name, "-p", "DATASET", study.dataset,
+               str(source), str(home / source.name)]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True,
                           env=os.environ | environment | {"ONEBIT_HOME": str(home)})
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
