@@ -57,6 +57,20 @@ def test_a_frozen_network_computes_the_same(recipe, name, options, times):
     assert not any(isinstance(module, Quantized) for module in made.modules())
 
 
+@pytest.mark.parametrize("times", [(3, 998, 500, 20), (500, 500, 500)])
+@pytest.mark.parametrize("name", ["unet", "resunet"])
+@torch.no_grad()
+def test_under_autocast_a_frozen_network_is_as_near_to_float32_as_the_network_itself(name, times):
+    """Root mean squares of the errors."""
+    model, inputs = network(name=name), batch(2, times * 2)
+    made, want = frozen(model), model(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        own, folded = (net(*inputs).float().sub(want).square().mean().sqrt().item() for net in (model, made))
+    scale = want.square().mean().sqrt().item()
+    assert 1e-3 * scale < own, "nothing was computed in bfloat16"
+    assert folded < 1.5 * own
+
+
 @pytest.mark.parametrize("recipe", [
     "binarydm-w1a4", "xnor-w1a1", "reactnet-w1a1", "bidm-w1a1", "tdq-w1a4", "insta-w1a4", "xnorpp-w1a1",
 ])

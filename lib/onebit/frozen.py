@@ -27,7 +27,8 @@ def frozen(model: nn.Module) -> nn.Module:
     same bit for bit.
 
     Shapes    as the model's.  What becomes of the model later, by training or by hooks, its copy does not see.
-    Error     a few rounding errors of float32 in the output, relative to its largest value.
+    Error     a few rounding errors of float32 in the output, relative to its largest value; under autocast those of
+              bfloat16, which the network itself makes too.
     Source    this work.
     """
     made = copy.deepcopy(model).eval().requires_grad_(False)
