@@ -82,7 +82,7 @@ PROFILES = {
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(20, 20, 20), unet_steps=6_000,
-        unet_seeds=(0, 1), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1), protocols={"modern": MODERN},
+        unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
         ablation_steps=2_000, ablation_seeds=2, ablation_repeated=3, ablation_rows=5,
@@ -103,8 +103,8 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
     "laptop": {
         "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (30, 45, 60), "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
-        "walk_frames": 40, "resunet_seeds": (0, 1), "solver_samples": 200, "solver_steps": (5, 10, 20),
-        "ancestral_steps": (20, 50),
+        "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
+        "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_repeated": 1, "ablation_rows": 3,
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
