@@ -118,20 +118,11 @@ def test_the_series_is_released_for_digits_as_for_mnist_and_then_needs_nothing_e
 
 def test_solutions_run_after_the_series_and_add_nothing_to_it(executed, tmp_path):
     before = files_of(executed)
+    solve = partial(execute, Study.named("smoke", "digits"), executed, {"OMP_NUM_THREADS": "1"}, folder=tmp_path)
     with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(partial(solve, executed, tmp_path), SOLUTIONS))
+        errors = list(pool.map(solve, SOLUTIONS))
     assert not any(errors), errors
     assert files_of(executed) == before
-
-
-def solve(home, folder, path):
-    """Execute a solution in a process of its own; returns the end of what it says if it fails."""
-    line = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar",
-            "--no-request-save-on-cell-execute", "-p", "PROFILE", "smoke",
-            "-p", "DATASET", "digits", str(path), str(folder / path.name)]
-    done = subprocess.run(line, cwd=folder, env=os.environ | {"ONEBIT_HOME": str(home), "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True)
-    return f"{path.name}: {done.stderr[-1000:]}" if done.returncode else ""
 
 
 def files_of(home):

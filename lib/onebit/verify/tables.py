@@ -1,12 +1,13 @@
 """Every committed table again, from released results alone."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL
+
+import nbformat
 
 from .. import manifest, paths
 from ..report import folder_of
@@ -80,12 +81,27 @@ def render(study: Study, notebooks: Path, home: Path, jobs: int) -> dict[str, st
     return {path.stem: error for path, error in errors.items() if error}
 
 
-def execute(study: Study, home: Path, environment: dict[str, str], source: Path) -> str:
-    """Execute one notebook in a process and a home of its own; returns the last line of its error, or nothing."""
-    command = [sys.executable, "-m", "papermill", "--log-level", "ERROR", "--no-progress-bar",
-               "--no-request-save-on-cell-execute", "-p", "PROFILE", study.profile.name, "-p", "DATASET", study.dataset,
-               str(source), str(home / source.name)]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True,
-                          env=os.environ | environment | {"ONEBIT_HOME": str(home)})
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return lines[-1] if done.returncode else ""
+def execute(study: Study, home: Path, environment: dict[str, str], source: Path, folder: Path | None = None) -> str:
+    """Execute one notebook in a kernel with a home of its own; returns its error in a line, or nothing.
+
+    It is executed in, and written to, `folder`, by default the home.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    folder = folder or home
+    parameters = {"PROFILE": study.profile.name, "DATASET": study.dataset}
+    notebook = parameterize_notebook(load_notebook_node(str(source)), parameters)
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3")
+    try:
+        client.execute(cwd=str(folder), env=os.environ | environment | {"ONEBIT_HOME": str(home)}, stdout=DEVNULL,
+                       stderr=DEVNULL)
+    except CellExecutionError as error:
+        return f"{error.ename}: {error.evalue}".splitlines()[0]
+    except DeadKernelError as error:
+        return str(error)
+    finally:
+        nbformat.write(notebook, folder / source.name)
+    return ""
