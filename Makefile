@@ -25,9 +25,9 @@ PAPERMILL = $(PY) -m papermill --log-level WARNING --no-progress-bar --no-reques
 export FROM_SCRATCH ?=
 # bytecode is kept, as containers often forbid: else a process takes 17 s to import torch and seaborn, and not 6
 unexport PYTHONDONTWRITEBYTECODE
-# in a log file progress bars are drawn rarely
 # glibc's malloc hands large tensors back and takes fresh pages for the next ones: 5 to 13 % of a training step
 KEEP_PAGES = MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1000000000
+# in a log file progress bars are drawn rarely
 COMPUTE = $(shell test -t 2 || echo TQDM_MININTERVAL=60) $(KEEP_PAGES) $(PY) -m onebit.study prepare \
     --dataset $(DATASET) --profile $(PROFILE) --jobs $(JOBS) --threads $(THREADS)
 

@@ -158,10 +158,11 @@ def test_bits_that_are_released_compute_what_the_network_computed(home, run):
     assert (folder / results.PACKED).stat().st_size < (paths.RUNS / folder.name / "model.safetensors").stat().st_size
 
 
-def test_averaged_weights_that_nobody_samples_from_are_not_released_and_asking_for_them_says_so(home):
-    computed(TINY, Kept(TINY, "float16", averaged=False))
+@pytest.mark.parametrize(("run", "form"), [(TINY, "float16"), (STRICT, "packed")])
+def test_averaged_weights_that_nobody_samples_from_are_not_released_and_asking_for_them_says_so(home, run, form):
+    computed(run, Kept(run, form, averaged=False))
     with pytest.raises(FileNotFoundError, match="FROM_SCRATCH=1"):
-        results.weights(TINY, average=True)
+        results.weights(run, average=True)
 
 
 def test_arrays_are_compressed_again_only_where_that_pays_and_stay_the_same(tmp_path):

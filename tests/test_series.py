@@ -88,9 +88,10 @@ def write_tables(home, notebooks):
     """Execute notebooks two at a time, the one that reads the others' tables last."""
     run = partial(execute, Study.named("smoke", "digits"), home, {"OMP_NUM_THREADS": "1"})
     with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(run, [path for path in notebooks if path.stem[:2] != "09"]))
-    errors += [run(path) for path in NOTEBOOKS if path.stem[:2] == "09"]
-    assert not any(errors), errors
+        first = [path for path in notebooks if path.stem[:2] != "09"]
+        errors = dict(zip(first, pool.map(run, first), strict=True))
+    errors |= {path: run(path) for path in NOTEBOOKS if path.stem[:2] == "09"}
+    assert {path.stem: error for path, error in errors.items() if error} == {}
 
 
 def test_two_executions_give_the_same_tables_but_for_what_a_clock_measured(twice):
@@ -120,8 +121,8 @@ def test_solutions_run_after_the_series_and_add_nothing_to_it(executed, tmp_path
     before = files_of(executed)
     solve = partial(execute, Study.named("smoke", "digits"), executed, {"OMP_NUM_THREADS": "1"}, folder=tmp_path)
     with ThreadPoolExecutor(2) as pool:
-        errors = list(pool.map(solve, SOLUTIONS))
-    assert not any(errors), errors
+        errors = zip(SOLUTIONS, pool.map(solve, SOLUTIONS), strict=True)
+        assert {path.stem: error for path, error in errors if error} == {}
     assert files_of(executed) == before
 
 
