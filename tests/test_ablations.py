@@ -11,6 +11,7 @@ from onebit import claims, nets, recipes
 from onebit.diffusion import noise_loss
 from onebit.distill import distillation
 from onebit.objective import Objective
+from onebit.quantizers.evolvable import EBB
 from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables
 from onebit.study.ablations import (
     SAMPLED,
@@ -101,7 +102,7 @@ def test_tables_keep_the_order_of_the_file():
 @pytest.mark.parametrize(("text", "message"), [
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nlambda = 2\n', r"unknown key of 'a'.*lambda.*recipe"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["x"]\nfirst = 1\n', r"unknown table of 'a' 'x'.*bidm"),
-    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 7\n', r"unknown priority of 'a' 7"),
+    ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 8\n', r"unknown priority of 'a' 8"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nstart = "x"\n', r"unknown start of 'a' 'x'"),
     ('["a"]\nrecipe = "xnor-w1a1"\ntables = ["bidm"]\nfirst = 1\nnet = "x"\n', r"unknown net of 'a' 'x'.*resunet"),
 ])
@@ -144,7 +145,21 @@ def test_final_terms_average_the_last_tenth(monkeypatch):
     run = budget(STUDY)
     log = pd.DataFrame({"step": range(1, 11), "loss": [9.0] * 9 + [3.0], "penalty": 1.0})
     monkeypatch.setattr(ablation_tables.results, "loss_log", lambda run: log.assign(step=log.step * run.steps / 10))
-    assert ablation_tables.final_terms(run) == {"loss": 2.0, "penalty": 1.0}
+    assert ablation_tables.final_terms(run) == {"loss": 2.0, "loss_before": 8.0, "penalty": 1.0}
+    log.loc[log.step == 5, "loss"] = 4.0  # the tenth before the transition is the fifth of ten
+    assert ablation_tables.final_terms(run)["loss_before"] == 3.0
+
+
+def test_what_the_tables_take_for_the_transition_is_where_the_binarizer_has_it():
+    assert EBB(torch.randn(4, 8)).transition == ablation_tables.TRANSITION
+
+
+def test_over_the_best_of_several_is_over_the_lowest_with_a_wider_interval():
+    e = ablation_tables.over_best(CHOICES, "frechet", "a", ["b", "c"])
+    ratios = {control: ablation_tables.compare(CHOICES, "frechet", "a", control) for control in ("b", "c")}
+    worse = max(ratios, key=lambda control: ratios[control].value)
+    assert e.value == ratios[worse].value != min(r.value for r in ratios.values())
+    assert e.high > ratios[worse].high and e.low < ratios[worse].low
 
 
 def test_claims_of_notebook_07_name_rows_of_the_grid():
@@ -249,14 +264,14 @@ def test_a_claim_rests_on_the_seeds_that_all_its_rows_have():
     assert sorted((run.seed, run.recipe) for run in both) == sorted(
         (run.seed, run.recipe) for row, run in trained(laptop) if row.label in ("W1A32 base", "W1A32 +EBB"))
     assert {run.seed for run in both} == {0, 1}
-    assert {run.seed for run in ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A32 +LRM"])} == {0}
+    assert {run.seed for run in ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A8 base"])} == {0}
 
 
 def test_networks_are_drawn_twice_with_the_same_noise_and_other_statistics():
     found = renormed(STUDY)
     labels = {label for label, _ in found}
     assert {"unet fp16, from scratch", "resunet strict-1bit, from scratch", "W1A32 base", "W1A1 BiDM"} <= labels
-    assert not any("ptq" in label for label in labels)
+    assert "unet ptq-1bit" in labels  # it trains nothing, and has its float network's statistics
     for _, run in found:
         ended, anew = (source.request for source in both(STUDY, run))
         assert anew.reestimated and replace(anew, reestimated=False) == ended == STUDY.evaluation(run).request

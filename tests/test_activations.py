@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from onebit.quantizers.activations import ACTIVATION_RULES, SILU_SHIFT, activation_rule
+from onebit.quantizers.activations import (
+    ACTIVATION_RULES,
+    SILU_SHIFT,
+    DoReFaActivation,
+    LSQActivation,
+    activation_rule,
+)
 from onebit.quantizers.estimators import ESTIMATORS
 from onebit.quantizers.lsq import lsq
 from onebit.quantizers.outputs import OUTPUT_RULES, RPReLU, Shortcut, output_rule
+from onebit.quantizers.scale_maps import XNORMap
 from onebit.quantizers.timed import ActivationRule, Clock
 
 SPECS = ("lsq:4", "lsq:8,signed=False", "lsq:4,offset=silu", "sign", "sign:identity", "rsign", "reste", "dorefa",
@@ -172,6 +179,10 @@ def test_bits_are_those_of_the_name_and_the_default_map_is_none():
     ("tdq:1", "bits must be in 2..16"),
     ("insta:0", "bits must be in 2..16"),
     ("reste:end=0.5", "end must be >= 1"),
+    ("lsq:4.5", "activation rule 'lsq:4.5': bits must be an integer, got 4.5"),
+    ("bidm:threshold=false", "threshold must be True or False, got 'false'"),
+    ("lsq:4,signed=0", "signed must be True or False, got 0"),
+    ("sign:1", "estimator must be a word, got 1"),
 ])
 def test_names_and_options_that_cannot_be_are_refused(spec, message):
     with pytest.raises(ValueError, match=message):
@@ -756,3 +767,28 @@ def test_unknown_output_rules_are_refused():
 
 def test_every_class_of_the_table_is_an_activation_rule_with_a_source():
     assert all(issubclass(c, ActivationRule) and "Source    " in c.__doc__ for c in ACTIVATION_RULES.values())
+
+
+def test_the_options_of_what_follows_a_layer_are_of_their_type():
+    with pytest.raises(ValueError, match="convolve must be True or False, got 'false'"):
+        output_rule("shortcut:convolve=false", nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="coefficient must be a number, got 'half'"):
+        output_rule("shortcut:coefficient=half", nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize("rule", [LSQActivation, DoReFaActivation])
+def test_a_rule_that_is_built_directly_wants_whole_bits_too(rule):
+    with pytest.raises(ValueError, match=r"bits must be in .*got 4\.5"):
+        rule(nn.Linear(2, 2), None, bits=4.5)
+
+
+def test_a_map_takes_an_estimator_that_the_loops_do_not_know(monkeypatch):
+    """Registered by name, with a slope of its own; channels-last, where the loops would be taken."""
+    class Steep(XNORMap):
+        estimator = "steep"
+
+    x = gaussian(2, 3, 4, 4, dtype=torch.float32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    monkeypatch.setitem(ESTIMATORS, "steep", lambda x: 7 * torch.ones_like(x))
+    signs, _ = Steep(nn.Conv2d(3, 2, 3), None).with_scale_map(x)
+    signs.sum().backward()
+    assert (x.grad == 7).all()

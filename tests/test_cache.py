@@ -134,17 +134,17 @@ def test_two_at_once_compute_once_and_the_second_may_wait_or_be_told(home):
         started.set()
         assert finish.wait(30)
 
-    first = threading.Thread(target=cache.get, args=(ENTRY, slow))
+    folders = []
+    first, second = (threading.Thread(target=lambda: folders.append(cache.get(ENTRY, slow)), daemon=True) for _ in "ab")
     first.start()
     assert started.wait(30)
     with pytest.raises(Busy):
         cache.get(ENTRY, refuse, wait=False)
-    waiting = threading.Thread(target=cache.get, args=(ENTRY, slow))
-    waiting.start()
+    second.start()
     finish.set()
     first.join(30)
-    waiting.join(30)
-    assert calls == [1]
+    second.join(30)
+    assert calls == [1] and folders == [paths.RUNS / ENTRY.name] * 2
 
 
 def test_provenance_names_no_machine(home):
@@ -163,3 +163,53 @@ def test_temporary_files_of_a_killed_process_do_not_reach_the_result(home):
     (work / ".result.txt.abc").write_text("half")
     folder = cache.get(ENTRY, write("hello"))
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "result.txt"]
+
+
+def test_a_manifest_of_a_process_killed_before_the_rename_is_no_part_of_the_result(home):
+    work = paths.RUNS / ".partial" / ENTRY.name
+    work.mkdir(parents=True)
+    (work / "manifest.json").write_text("{}")
+    folder = cache.get(ENTRY, write("hello"))
+    assert set(cache.manifest(folder)["files"]) == {"result.txt"} and cache.find(ENTRY) == folder
+
+
+def test_what_was_set_aside_as_corrupt_is_no_part_of_the_result(home):
+    def resume(work):
+        (work / "checkpoint.json.corrupt").write_text("half")
+        return write("hello")(work)
+
+    folder = cache.get(ENTRY, resume)
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "result.txt"]
+
+
+@pytest.mark.parametrize("damage", ["jello", None])
+def test_a_damaged_released_result_is_released_anew_from_what_was_computed(home, damage):
+    computed = cache.get(ENTRY, write("hello"))
+    released = cache.release(computed)
+    if damage:
+        (released / "result.txt").write_text(damage)
+    else:
+        (released / "manifest.json").write_text("null")
+    assert cache.release(computed) == released
+    assert cache.find(ENTRY) == released and (released / "result.txt").read_text() == "hello"
+
+
+def test_a_network_released_in_other_weights_than_are_wanted_is_replaced_by_its_original_alone(home):
+    computed = cache.get(ENTRY, write("hello"))
+
+    def as_(form):
+        return lambda work: (work / "result.txt").write_text(form) and {"weights": {"result.txt": form}}
+
+    released = cache.release(computed, as_("float16"), 1, {"result.txt": "float16"})
+    cache.release(released, refuse, 1, {"result.txt": "float32"})  # a copy of the copy would be rounded too
+    assert (released / "result.txt").read_text() == "float16"
+    cache.release(computed, as_("float32"), 1, {"result.txt": "float32"})
+    assert (released / "result.txt").read_text() == "float32" and computed == cache.find(ENTRY, computed=True)
+
+
+def test_a_release_killed_between_its_two_renames_loses_nothing(home):
+    released = cache.release(cache.get(ENTRY, write("hello")))
+    released.rename(released.with_name(f".{released.name}.old"))
+    with pytest.raises(AssertionError):
+        cache.release(paths.RUNS / ENTRY.name, refuse, form=1)
+    assert cache.release(paths.RUNS / ENTRY.name) == released and cache.find(ENTRY) == released

@@ -302,8 +302,12 @@ def test_bad_options_are_refused():
     for sites, options, match in (([], {}, "sites"), (["a"], {"rows": 0}, "rows"), (["a"], {"rows": 1001}, "rows")):
         with pytest.raises(ValueError, match=match):
             Connections(sites, **options)
+    untouched = nn.Sequential(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="match no module"):
-        attach(nn.Sequential(nn.Linear(1, 1)))
+        attach(untouched)
+    with pytest.raises(ValueError, match="rows"):
+        attach(untouched, ("0",), rows=0)
+    assert not hasattr(untouched, "connections") and not untouched._forward_pre_hooks
     model = toy()
     with pytest.raises(ValueError, match="connections already"):
         attach(model, ("up.*",))
@@ -330,3 +334,12 @@ def test_neighbour_needs_connections_and_a_later_time():
         neighbour(unet(), x0, noise, t)
     with pytest.raises(ValueError, match="cache_dt"):
         neighbour(unet(alpha=0.3), x0, noise, t, cache_dt=0)
+
+
+def test_the_sites_of_a_network_in_a_wrapper_are_found():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nets.build("unet", 4)
+
+    assert attach(Wrapper()).sites == ("net.up.0", "net.up.1", "net.up.2")

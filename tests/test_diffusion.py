@@ -1,13 +1,14 @@
 """The forward process and the loss of DDPM against float64 numpy and hand computation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from onebit.diffusion import SCHEDULE, TIMESTEPS, NoiseSchedule, add_noise, noise_loss
+from onebit.diffusion import SCHEDULE, TIMESTEPS, NoiseSchedule, add_noise, image_losses, noise_loss, predict
 
 
 def alpha_bars():
@@ -122,3 +123,13 @@ def test_the_gradient_of_the_loss_is_twice_the_error_over_the_number_of_pixels()
     answer = torch.tensor([1.0, -2.0, 3.0, -4.0]).reshape(2, 1, 1, 2).requires_grad_()
     noise_loss(Predicts(answer), torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2), torch.tensor([5, 6])).backward()
     assert answer.grad.flatten().tolist() == [0.5, -1.0, 1.5, -2.0]
+
+
+def test_an_output_that_holds_the_noise_as_its_sample_is_taken_like_the_noise():
+    """As diffusers' networks answer."""
+    x0, noise, t = images(2, 1, 4, 4), images(2, 1, 4, 4, seed=1), torch.tensor([10, 990])
+    answer = images(2, 1, 4, 4, seed=2, dtype=torch.bfloat16)
+    bare, wrapped = Predicts(answer), Predicts(SimpleNamespace(sample=answer))
+    assert torch.equal(predict(wrapped, x0, t), answer.float())
+    for loss in (noise_loss, image_losses):
+        assert torch.equal(loss(wrapped, x0, noise, t), loss(bare, x0, noise, t))

@@ -379,6 +379,8 @@ def test_losses_are_built_by_name_with_the_papers_defaults():
     ("spd:patches=half", "patches must be"),
     ("spd:gram=column", "unknown gram"),
     ("spd:norm=l1", "unknown norm"),
+    ("lrm:center=false", "center must be True or False or None, got 'false'"),
+    ("spd:patches=2.5", "patches must be an integer or a word, got 2.5"),
 ])
 def test_a_loss_refuses_what_it_does_not_know(text, match):
     with pytest.raises(ValueError, match=match):

@@ -4,9 +4,9 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -84,10 +84,10 @@ def own(tmp_path_factory):
             yield SimpleNamespace(engine=engine, home=home, address=engine.client.scheduler.address)
 
 
-def kill_one_that_trains(client):
-    """Wait for a training to begin and kill the process that has it in hand; returns its pid."""
+def kill_one_that_trains(client, over):
+    """Wait for a training to begin and kill the process that has it in hand; returns its pid, None once it is over."""
     names = [job.entry.name for job in study() if job.entry.kind == "train"]
-    while True:
+    while not over.wait(0.02):
         for name in names:
             busy = [address for address, keys in client.processing().items() if any(name in key for key in keys)]
             begun = (paths.RUNS / ".partial" / name).exists() and not (paths.RUNS / name).exists()
@@ -95,18 +95,22 @@ def kill_one_that_trains(client):
                 os.kill(pid, signal.SIGKILL)
                 if not (paths.RUNS / name).exists():
                     return pid
-        time.sleep(0.02)
+    return None
 
 
 def test_a_cluster_whose_worker_is_killed_makes_the_same_bits_as_the_serial_engine(reference, own, home, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", own.home / "data/runs")
     monkeypatch.setenv("DASK_SCHEDULER", own.address)
-    client, killed = own.engine.client, []
-    killer = threading.Thread(target=lambda: killed.append(kill_one_that_trains(client)), daemon=True)
+    client, killed, over = own.engine.client, [], threading.Event()
+    killer = threading.Thread(target=lambda: killed.append(kill_one_that_trains(client, over)), daemon=True)
     killer.start()
-    check(engines.run(study(), "dask", threads=1))
-    killer.join(60)
-    assert len(killed) == 1 and killed[0] not in client.run(os.getpid).values()
+    try:
+        check(engines.run(study(), "dask", threads=1))
+    finally:
+        over.set()  # it must not kill a worker of a later test
+        killer.join(60)
+    assert not killer.is_alive() and len(killed) == 1
+    assert killed[0] is not None and killed[0] not in client.run(os.getpid).values()
     assert checksums() == reference
 
 
@@ -191,6 +195,41 @@ def test_a_process_that_dies_is_replaced_and_its_job_resumed(home, monkeypatch, 
     assert "and C code that does" in said.err and said.out == ""
 
 
+def test_a_process_that_is_replaced_while_all_are_stopped_does_not_stay(monkeypatch):
+    """An interrupt stops the processes from one thread while another finds one dead and starts it anew."""
+    replacing, stopped = threading.Event(), threading.Event()
+
+    class Idle(local._Worker):
+        def start(self):
+            self.process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+        def _close(self):
+            super()._close()
+            replacing.set()
+            stopped.wait(0.5)
+
+    worker = Idle(1, 1)
+    worker.process.kill()
+    other = threading.Thread(target=worker.restart)
+    other.start()
+    try:
+        assert replacing.wait(30)
+        worker.stop()
+        stopped.set()
+        other.join(30)
+        assert worker.process.poll() is not None
+    finally:
+        worker.process.kill()
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert engines.cores() == engines.default_processes() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    assert engines.cores() == 64
+
+
 def test_a_job_over_which_processes_keep_dying_fails_and_the_others_are_computed(home, monkeypatch):
     class Frail:
         """A worker process that a deadly job kills, every time."""
@@ -262,9 +301,10 @@ def test_torch_has_the_threads_that_were_asked_for(home, one_thread):
     assert seen == [2]
 
 
-def test_the_time_left_is_a_schedule_of_what_is_left_at_the_measured_speed(home):
+def test_the_time_left_is_a_schedule_of_what_is_left_at_the_measured_speed(home, monkeypatch):
     """Six jobs of unknown kind, 5 s each, on two workers: 15 s.  One that took 70 s: (60 + 70) / (60 + 5) as slow."""
-    jobs = [demo(str(i), []) for i in range(6)]
+    monkeypatch.setattr("onebit.study.engines.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    jobs, clock = [demo(str(i), []) for i in range(6)], [100.0]
     with Progress(jobs, lambda: 2) as progress:
         assert progress.seconds_left == 15
         progress.done(jobs[0], 70.0)
@@ -273,6 +313,8 @@ def test_the_time_left_is_a_schedule_of_what_is_left_at_the_measured_speed(home)
         assert progress.seconds_left == 5 * 2
         progress.show(running=5)
         assert str(progress) == "1 of 6 done, 2 running, 3 failed, about 10 s left"
+        clock[0] += 4
+        assert str(progress) == "1 of 6 done, 2 running, 3 failed, about 6 s left"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from onebit import nets
+from onebit.audit import audit
 from onebit.connections import attach
 from onebit.diffusion import SCHEDULE
+from onebit.efficiency import account
 from onebit.frozen import FixedNorm, FoldedBlock, frozen, sharing_weights
 from onebit.layers import Quantized
 from onebit.recipes import quantize
@@ -201,3 +203,26 @@ def test_samples_are_those_of_the_network_itself_on_any_number_of_threads(recipe
         torch.set_num_threads(before)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
     assert (want.abs() < 1).float().mean() > 0.5, "clamped nearly everywhere: nothing would be compared"
+
+
+def packed(model):
+    return pytest.importorskip("onebit.kernels").to_packed(model)
+
+
+@pytest.mark.parametrize("count", [audit, lambda model: account(model, batch())])
+@pytest.mark.parametrize(("recipe", "made"), [
+    ("strict-1bit", frozen), ("xnor-w1a1", frozen), ("fp16", frozen), ("xnor-w1a1", packed),
+    ("strict-1bit", lambda model: nn.Sequential(sharing_weights(frozen(model)))),
+])
+def test_a_network_made_for_inference_is_not_audited(recipe, made, count):
+    """Its layers say nothing, or something wrong, of the bits of the weights."""
+    model = network(recipe)
+    with pytest.raises(ValueError, match=r"before `frozen` or `to_packed`"):
+        count(made(model))
+    assert count(model).parameters == sum(p.numel() for p in network().parameters())
+
+
+def test_the_mark_of_a_frozen_network_is_no_part_of_its_state():
+    model = network("xnor-w1a1")
+    assert frozen(model).state_dict().keys() <= model.state_dict().keys()
+    assert not hasattr(model, "is_frozen_copy")

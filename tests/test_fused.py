@@ -209,8 +209,26 @@ def test_a_training_step_takes_the_loops(monkeypatch):
 
 def test_a_scale_that_is_no_map_goes_by_torchs_own_operations():
     y, scale, bias = torch.randn(4, 6), torch.rand(4, 1), torch.randn(6)
-    torch.testing.assert_close(fused.scaled(y, scale, bias), y * scale + bias)
-    assert torch.equal(fused.scaled(y, scale, None), y * scale)
+    torch.testing.assert_close(fused.scaled(y, scale, bias, spatial=False), y * scale + bias)
+    assert torch.equal(fused.scaled(y, scale, None, spatial=False), y * scale)
     images = feature(2, 6, 3, 3)
     gamma = torch.rand(6, 3, 3)
     torch.testing.assert_close(fused.scaled(images, gamma, bias), images * gamma + bias[:, None, None])
+
+
+@pytest.mark.parametrize("activations", ["xnor", "xnor++"])
+@pytest.mark.parametrize("axes", [2, 3, 4, 5])
+def test_a_linear_layer_adds_its_bias_to_features_whatever_comes_before_them(axes, activations):
+    """K (sign(x) w^T) + b along the last axis, for tokens, images of tokens and more."""
+    torch.manual_seed(0)
+    features = 6  # as many as rows of the input: a bias along the wrong axis would broadcast too
+    model = nn.Sequential(nn.Linear(5, features))
+    x = torch.randn(*(2, 3, features, features)[: axes - 1], 5)
+    quantize(model, Recipe(weights="sign", activations=activations), (x,))
+
+    scale = x.double().abs().mean(-1, keepdim=True)
+    if activations == "xnor++":
+        scale = model[0].weight.double().abs().mean(1) * x.double().abs().mean()
+    signs = [torch.where(t < 0, -1.0, 1.0).double() for t in (x, model[0].weight)]
+    want = scale * torch.einsum("...i,oi->...o", *signs) + model[0].bias.double()
+    torch.testing.assert_close(model(x).double(), want, rtol=1e-5, atol=1e-5)

@@ -76,9 +76,22 @@ def test_any_layout_and_precision_of_the_input_and_threads_give_the_same():
     layer = packed(quantized(nn.Conv2d(20, 9, 3, padding=1), "xnor", x))
     y = layer(x)
     assert torch.equal(layer(x.to(memory_format=torch.channels_last)), y)
-    assert torch.equal(layer(x.bfloat16()), layer(x.bfloat16().float()))
+    assert torch.equal(layer(x.bfloat16()), layer(x.bfloat16().float()).bfloat16())
     torch.set_num_threads(2)
     assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_goes_on_in_it(dtype):
+    """Its other layers take no float32; what the packed one computes has one more rounding."""
+    x = torch.randn(2, 20, 6, 6, generator=generator(9))
+    layer = packed(quantized(nn.Conv2d(20, 9, 3, padding=1), "sign", x))
+    after = nn.Conv2d(9, 3, 1)
+    want = after(layer(x.to(dtype).float()))
+    y = nn.Sequential(layer, after).to(dtype)(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), want, rtol=0.03, atol=0.03 if dtype == torch.bfloat16 else 1e-5)
+    assert torch.equal(layer(input=x.to(dtype)), layer(x.to(dtype)))
 
 
 def test_outputs_are_laid_out_channels_last():

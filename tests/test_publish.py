@@ -1,7 +1,9 @@
 """Executed notebooks on their way to readers."""
 
+import os
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -46,6 +48,54 @@ def test_a_notebook_with_an_error_is_not_published():
 def test_nothing_executed_is_an_error_that_names_the_mend(tmp_path):
     with pytest.raises(FileNotFoundError, match="make paper"):
         publish.back(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """What was executed, and sources of it without outputs."""
+    built, sources = tmp_path / "built", tmp_path / "notebooks"
+    for folder in (built, sources):
+        folder.mkdir()
+        for name in ("01_a.ipynb", "02_b.ipynb"):
+            notebook = executed()
+            if folder is sources:
+                notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in str(cell.metadata)]
+                notebook.cells[-1].outputs = []
+            nbformat.write(notebook, folder / name)
+    return built, sources
+
+
+def edit(path, place):
+    notebook = nbformat.read(path, 4)
+    notebook.cells[place].source += "# more"
+    nbformat.write(notebook, path)
+
+
+def test_sources_get_the_outputs_and_the_time_of_what_was_executed(folders):
+    """Else make would execute anew what is older than its source, or not execute what is older than the library."""
+    built, sources = folders
+    os.utime(built / "01_a.ipynb", (1_000, 1_000))
+    publish.back(built, sources)
+    assert nbformat.read(sources / "01_a.ipynb", 4).cells[-1].outputs[0]["text"] == "1"
+    assert (sources / "01_a.ipynb").stat().st_mtime == (built / "01_a.ipynb").stat().st_mtime == 1_000
+
+
+@pytest.mark.parametrize("place", [0, -1], ids=["prose", "code"])
+def test_a_source_that_was_edited_since_is_kept_and_so_are_all_others(folders, place):
+    built, sources = folders
+    edit(sources / "02_b.ipynb", place)
+    before = {path: path.read_text() for path in sources.iterdir()}
+    with pytest.raises(ValueError, match=r"02_b\.ipynb was edited .* run make paper first"):
+        publish.back(built, sources)
+    assert {path: path.read_text() for path in sources.iterdir()} == before
+
+
+def test_a_source_that_was_removed_does_not_come_back(folders):
+    built, sources = folders
+    (sources / "02_b.ipynb").unlink()
+    with pytest.raises(ValueError, match=r"02_b\.ipynb is gone: remove .* run make paper first"):
+        publish.back(built, sources)
+    assert [path.name for path in sources.iterdir()] == ["01_a.ipynb"]
 
 
 def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_path):

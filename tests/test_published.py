@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
+from onebit import paths
 from onebit.study import Run, Samples, Study, cache, published
 from onebit.study.evaluation import Measured
 
@@ -34,9 +35,13 @@ def test_without_a_gpu_a_large_profile_has_them_only_where_every_result_is_there
     there = {job.entry.name for job in published._jobs(LAPTOP) if job.shown}
     assert len(there) == 2 + 6 * (len(published.FAMILIES) + 2)
     monkeypatch.setattr(cache, "find", lambda entry: tmp_path if entry.name in there else None)
+    monkeypatch.setattr(paths, "RELEASED", tmp_path)
     assert published.at_hand(LAPTOP) and list(published.jobs(LAPTOP))
-    there.pop()
+    lost = there.pop()
     assert not published.at_hand(LAPTOP) and not list(published.jobs(LAPTOP))
+    (tmp_path / lost).mkdir()  # released, and damaged: that is a result to be missed, not one that nobody has
+    assert published.at_hand(LAPTOP)
+    (tmp_path / lost).rmdir()
     assert published.at_hand(SMOKE)  # small enough for any machine
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert published.at_hand(LAPTOP)

@@ -70,6 +70,12 @@ def test_the_default_estimator_is_the_clipped_one():
     assert gradient(sign, x, g).tolist() == [3.0, 0.0]
 
 
+def test_an_estimator_of_ones_own_serves_by_its_name(monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "tenth", lambda x: x / 10)
+    x, g = torch.tensor([0.5, -2.0], dtype=torch.float64), torch.tensor([3.0, 5.0], dtype=torch.float64)
+    torch.testing.assert_close(gradient(lambda w: sign(w, "tenth"), x, g), torch.tensor([0.15, -1.0]).double())
+
+
 def test_an_unknown_estimator_is_refused_with_the_valid_names():
     with pytest.raises(ValueError, match="unknown estimator 'tanh'; valid: identity, clipped") as error:
         sign(torch.zeros(1), "tanh")

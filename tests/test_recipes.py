@@ -137,9 +137,9 @@ def test_a_swapped_linear_layer_is_linear_with_the_quantized_weight():
     torch.testing.assert_close(layer(x), F.linear(x, scale * torch.where(layer.weight < 0, -1.0, 1.0), layer.bias))
 
 
-@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"stride": 3, "output_padding": 1}, {"groups": 2}])
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"stride": 3, "output_padding": 1}])
 def test_a_swapped_transposed_convolution_scales_its_output_channels(options):
-    """Output channels lie on axis 1 (within a group), so the scale is a mean over axes 0, 2 and 3."""
+    """Output channels lie on axis 1, so the scale is a mean over axes 0, 2 and 3."""
     torch.manual_seed(0)
     layer = one_layer(nn.ConvTranspose2d(4, 6, 4, **options), "xnor")
     x = torch.randn(2, 4, 5, 5)
@@ -211,6 +211,10 @@ def test_unknown_names_list_the_valid_ones():
         Recipe(weights="xnor", ends="int4")
     with pytest.raises(ValueError, match=r"unknown connections 'skip'.*none, tbs"):
         Recipe(weights="xnor", connections="skip")
+    with pytest.raises(ValueError, match=r"'tbs:foo=3'.*options: .*patterns.*rows.*initial"):
+        Recipe(weights="xnor", connections="tbs:foo=3")
+    with pytest.raises(ValueError, match=r"rows must be an integer, got 'many'"):
+        recipe("bidm-w1a1 connections=tbs:up.1+up.2,rows=many")
     with pytest.raises(ValueError, match=r"unknown part of a recipe 'weight'.*weights"):
         recipe("weight=xnor")
     with pytest.raises(ValueError, match=r"options: bits"):
@@ -264,6 +268,129 @@ def test_a_refused_model_is_left_as_it_was():
     assert quantize(model, Recipe(weights="xnor", keep=("1",))).binary_weights == 4
 
 
+def everything(model):
+    """What makes a model: of every module its class, attributes, modules and hooks, by identity, and all its values."""
+    modules = {}
+    for name, module in model.named_modules():
+        inside = {k: tuple(v.items()) if isinstance(v, dict) else v for k, v in vars(module).items()}
+        modules[name] = type(module), inside
+    return modules, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(before, after):
+    return before[0] == after[0] and all(torch.equal(before[1][key], after[1][key]) for key in before[1] | after[1])
+
+
+class Timed(nn.Module):
+    """A network of two named layers that is called with a time."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.up = nn.ModuleList(layers)
+
+    def forward(self, x, timestep):
+        for layer in self.up:
+            x = layer(x)
+        return x
+
+
+def convolutions(**options):
+    return Timed(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, **options), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 3))
+
+
+GOOD = (torch.randn(2, 2, 9, 9, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize(("options", "how", "example", "error", "message"), [
+    ({}, "weights=sign activations=xnor++ drop_bias=True", None, ValueError, "give quantize an `example`"),
+    ({"groups": 2}, "weights=xnor activations=xnor", None, ValueError, r"cannot quantize up\.1: .*groups=1"),
+    ({}, "weights=xnor outputs=shortcut at=up.1->lsq:99", None, ValueError, r"cannot quantize up\.1: .*2\.\.16"),
+    ({}, "weights=xnor activations=sign connections=tbs:nothing", None, ValueError, "match no module"),
+    ({}, "weights=xnor activations=sign connections=tbs:rows=0", None, ValueError, "rows must be in"),
+    ({}, "weights=sign activations=xnor++ outputs=shortcut connections=tbs drop_bias=True", (GOOD[0][:, :1], GOOD[1]),
+     RuntimeError, "channels"),  # the example is no input of the model, and shows so within its forward pass
+])
+def test_whatever_refuses_a_model_leaves_it_module_for_module_as_it_was(options, how, example, error, message):
+    """And the mend is taken: nothing is quantized already."""
+    model = convolutions(**options)
+    model.up[2].eval()  # a part in another mode than the whole stays in it
+    before = everything(model)
+    with pytest.raises(error, match=message):
+        quantize(model, how, example)
+    assert same(before, everything(model))
+    quantize(model, "weights=sign activations=xnor++", GOOD) if not options else quantize(model, "weights=xnor")
+    assert len(quantized_layers(model)) == 3 and model.training and not model.up[2].training
+    assert model(*GOOD).isfinite().all()
+
+
+def test_the_example_may_be_given_late():
+    """As the message of the first attempt says."""
+    model = nets.build("unet", 4)
+    with pytest.raises(ValueError, match="example"):
+        quantize(model, "xnorpp-w1a1")
+    quantize(model, "xnorpp-w1a1", EXAMPLE)
+    assert model(*EXAMPLE).isfinite().all()
+
+
+def test_a_grouped_transposed_convolution_is_refused_by_name():
+    """Its output channels are spread over two axes of the weight; scales over axis 1 would be shared by groups."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 6, 4, groups=2))
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"cannot quantize 1: .*ConvTranspose2d with groups=2; name it in `keep`"):
+        quantize(model, "weights=xnor")
+    assert same(before, everything(model))
+    assert quantize(model, "weights=xnor keep=1").binary_weights == 36
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.Linear(4, 3), lambda: nn.Conv2d(4, 3, 1), lambda: nn.ConvTranspose2d(4, 3, 1)])
+@pytest.mark.parametrize("activations", ["none", "xnor", "xnor++"])
+def test_a_layer_takes_its_input_by_the_name_that_torch_gives_it(make, activations):
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make()
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    x = torch.randn(2, 4, 4, 4)
+    model = ByName()
+    quantize(model, f"weights=sign activations={activations}", (x,))
+    assert torch.equal(model(x), model.layer(x))
+
+
+# patterns ------------------------------------------------------------------------------------------------------------
+
+
+class Wrapper(nn.Module):
+    def __init__(self, net, head=None):
+        super().__init__()
+        self.net, self.head = net, head
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("net", ["unet", "resunet"])
+def test_a_network_in_a_wrapper_gets_what_it_gets_alone(net, name):
+    """Kept layers and second bases are found behind the prefix."""
+    alone, wrapped = nets.build(net, 4), Wrapper(nets.build(net, 4))
+    want, got = quantize(alone, name, prepare=False), quantize(wrapped, name, prepare=False)
+    assert [(f"net.{row.name}", row.weight_bits, row.activation_bits, row.scale_bits) for row in want.layers] == [
+        (row.name, row.weight_bits, row.activation_bits, row.scale_bits) for row in got.layers]
+
+
+def test_a_pattern_is_tried_behind_a_prefix_only_where_it_matches_no_whole_name():
+    model = Wrapper(nn.ModuleDict({"head": nn.Linear(2, 2), "body": nn.Linear(2, 2)}), head=nn.Linear(2, 2))
+    quantize(model, Recipe(weights="xnor", keep=("head", "body")))  # "head" stands for one, "body" for net.body
+    assert list(quantized_layers(model)) == ["net.head"]
+
+
+def test_the_case_of_a_pattern_counts():
+    model = nn.ModuleDict({"Head": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    quantize(model, Recipe(weights="xnor", keep=("Head",)))
+    assert list(quantized_layers(model)) == ["head"]
+
+
 # recipes as text -----------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +409,18 @@ def test_a_name_may_be_followed_by_changes():
     how = recipe("bidm-w1a1 connections=none activations=bidm:learn=False")
     assert (how.weights, how.activations, how.connections) == ("learned-scale", "bidm:learn=False", "none")
     assert how.keep == recipe("bidm-w1a1").keep
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("weights=xnor at=", "at: '' is no pattern->rule"),
+    ("weights=xnor at=mid.*->ebb|up.*", r"at: 'up\.\*' is no pattern->rule"),
+    ("weights=xnor at=->ebb", "at: '->ebb' is no pattern->rule"),
+    ("weights=xnor outputs=", r"outputs= names an empty output rule; valid: shortcut, rprelu"),
+    ("weights=xnor outputs=shortcut|", r"outputs=shortcut\| names an empty output rule"),
+])
+def test_an_item_that_is_none_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(text)
 
 
 @pytest.mark.parametrize("parts", [

@@ -5,11 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 from onebit import nets, sampling
 from onebit.errors import Diverged
+from onebit.objective import Objective
+from onebit.recipes import quantize
 from onebit.sampling import SAMPLERS, generators, sample, scheduler
+from onebit.train import Settings, train
 
 SHAPE = (1, 4, 4)
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -287,3 +291,18 @@ def test_the_noise_of_an_image_is_pinned():
     word = int(np.random.SeedSequence([5, 3]).generate_state(1, np.uint64)[0]) % 2**63
     expected = torch.randn(SHAPE, generator=torch.Generator().manual_seed(word))
     np.testing.assert_array_equal(draws(5, 3, 1)[0], expected.double().numpy())
+
+
+@pytest.mark.parametrize("recipe", ["strict-1bit", "bidm-w1a1"])
+def test_a_quantized_network_of_diffusers_is_trained_and_sampled(recipe, tmp_path, images):
+    """Its output is an object; samples do not depend on the batch, to rounding."""
+    torch.manual_seed(0)
+    model = UNet2DModel(sample_size=16, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+                        norm_num_groups=4, down_block_types=("DownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "UpBlock2D"))
+    quantize(model, recipe, (torch.randn(2, 1, 16, 16), torch.tensor([3, 700])))
+    settings = Settings(steps=3, batch=8, ema=0.9, precision="float32")
+    train(model, images, settings, tmp_path, progress=False, objective=Objective())
+    one, two = (sample(model, 2, shape=(1, 16, 16), steps=4, batch=batch) for batch in (1, 2))
+    assert one.isfinite().all() and one.std() > 0
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=0)

@@ -74,6 +74,12 @@ def test_a_tally_counts_parts_that_keep_all_bounds_by_value_for_sure_and_possibl
     assert once.value == 2 and claims.by_threshold(once, at_least=2) == "not testable here (one seed)"
 
 
+def test_ranges_are_the_least_and_the_largest_of_each_group_in_the_order_of_the_frame():
+    frame = pd.DataFrame({"net": ["u", "r", "u"], "recipe": ["b", "a", "b"], "x": [1.5, 2.0, 1.25]})
+    assert tables.ranges(frame, ["net", "recipe"], "x") == "u b **1.25** to **1.50**; r a **2.00** to **2.00**"
+    assert tables.ranges(frame, ["net"], "x") == "u **1.25** to **1.50**; r **2.00** to **2.00**"
+
+
 def test_rows_of_a_subset_name_it_for_arms_and_controls(monkeypatch):
     from onebit.study.evaluation import Measured
 

@@ -2,16 +2,18 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from onebit import nets, recipes
 from onebit.metrics import Estimate
-from onebit.study import Study, agreement, results, timings, tradeoff
+from onebit.study import Study, agreement, narrow, results, timings, tradeoff
 from onebit.study.evaluation import Measured
-from onebit.study.network_costs import raised_by
+from onebit.study.network_costs import file_bytes, raised_by
 from onebit.study.sources import PackedSamples
 
 STUDY = Study.named("smoke", "digits")
@@ -41,6 +43,25 @@ def test_a_budget_buys_the_best_of_what_it_can_pay_for(budget, label):
 
 def test_a_budget_that_pays_for_nothing_buys_nothing():
     assert tradeoff.best_within(pd.DataFrame({"bytes": [2], "frechet": [1.0]}), 1) is None
+
+
+@pytest.mark.parametrize("profile", ["laptop", "paper"])
+def test_the_narrow_network_is_the_widest_whose_file_takes_no_more_bytes_than_the_1_bit_one(profile):
+    study = Study.named(profile, "mnist")
+    one_bit, run = study.unet(recipes=("strict-1bit",))[0], narrow.runs(study)[0]
+    model = nets.build("unet", one_bit.width)
+    recipes.quantize(model, one_bit.recipe)
+    allowed = file_bytes(one_bit, model)["packed_bytes"]
+    narrower, wider = (file_bytes(replace(run, width=width), nets.build("unet", width))["float16_bytes"]
+                       for width in (run.width, run.width + 1))
+    assert narrower <= allowed < wider
+
+
+def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
+    laptop = Study.named("laptop", "mnist")
+    float_one, one_bit, narrow_one = narrow.arms(laptop).values()
+    assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:2]
+    assert [(run.seed, run.recipe) for run in one_bit] == [(run.seed, "strict-1bit") for run in float_one]
 
 
 def test_every_arm_and_headline_row_is_timed_once_by_its_first_seed():

@@ -1,5 +1,6 @@
 """The training loop: determinism, resuming, averaging, and stopping at a loss that is not finite."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 
 from onebit import checkpoint, nets, recipes
 from onebit.batches import Batches
+from onebit.connections import neighbour
 from onebit.errors import Diverged
-from onebit.train import LOG_EVERY, Settings, averaged, resolve_precision, train
+from onebit.objective import Objective
+from onebit.train import LOG_EVERY, Settings, averaged, reestimate, resolve_precision, train
 
 SETTINGS = Settings(steps=50, batch=16, lr=1e-3, warmup=5, decay="cosine", ema=0.9, seed=3, precision="float32")
 
@@ -97,20 +100,25 @@ def test_a_killed_process_resumes_and_ends_with_the_same_weights(tmp_path, image
     assert not note.exists()
 
 
-def test_dropout_too_is_decided_by_the_seed_and_the_caller_keeps_its_own_random_numbers(tmp_path, images):
-    """TDQ's steps pass through a dropout; whatever was drawn before, and wherever the run was interrupted."""
+@pytest.mark.parametrize("recipe", [
+    "tdq-w1a4", "ternary-w1.58a32 weights=ternary:stochastic=True",
+    "ternary-w1.58a32 weights=group-ternary:stochastic=True",
+])
+def test_what_layers_draw_is_decided_by_the_seed_and_the_caller_keeps_its_own_random_numbers(recipe, tmp_path, images):
+    """TDQ's steps pass through a dropout, stochastic rules round at random; whatever was drawn before, and wherever
+    the run was interrupted."""
     for name, drawn in (("a", 0), ("b", 5)):
-        model = new_model("tdq-w1a4")
+        model = new_model(recipe)
         torch.rand(drawn)
         if name == "b":
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / name, images, model=model, checkpoint_seconds=0, on_log=stop_at(2 * LOG_EVERY))
-            model = new_model("tdq-w1a4")
+            model = new_model(recipe)
         before = torch.get_rng_state()
         run(tmp_path / name, images, model=model)
         assert torch.equal(torch.get_rng_state(), before)
     assert same_results(tmp_path / "a", tmp_path / "b")
-    run(tmp_path / "c", images, replace(SETTINGS, seed=4), new_model("tdq-w1a4"))
+    run(tmp_path / "c", images, replace(SETTINGS, seed=4), new_model(recipe))
     assert not same_results(tmp_path / "a", tmp_path / "c")
 
 
@@ -239,6 +247,116 @@ def test_sign_flips_count_the_share_of_signs_that_changed(tmp_path, images):
     log.add(torch.tensor(1.0), lr=0.1)
     log.close()
     assert state.log == [{"step": 1, "loss": 1.0, "lr": 0.1, "sign_flips": pytest.approx(3 / 9)}]
+
+
+@pytest.mark.parametrize(("wrong", "got"), [
+    (lambda images: images / 127.5 - 1, r"float32 \(300, 1, 16, 16\)"),
+    (lambda images: images[:, 0], r"uint8 \(300, 16, 16\)"),
+    (lambda images: images.int(), "int32"),
+    (lambda images: images.numpy(), "uint8"),
+    (list, "list"),
+])
+def test_images_that_are_not_grey_levels_are_refused(wrong, got, tmp_path, images):
+    with pytest.raises(ValueError, match=f"needs a tensor of uint8 .*got .*{got}"):
+        run(tmp_path / "new", wrong(images))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("other", "said"), [
+    ({"seed": 4}, "seed 3 there, 4 now"),
+    ({"lr": 2e-3, "batch": 8}, "batch 16 there, 8 now; lr 0.001 there, 0.002 now"),
+    ({"ema": 0.0}, "ema 0.9 there"), ({"decay": "constant"}, "decay 'cosine' there, 'constant' now"),
+])
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(other, said, tmp_path, images):
+    path = interrupted(tmp_path, images)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{said}.*another folder, or remove"):
+        run(tmp_path, images, replace(SETTINGS, **other))
+    assert path.exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_says_nothing_of_settings_fits(tmp_path, images):
+    interrupted(tmp_path / "old", images)
+    note = json.loads((tmp_path / "old" / checkpoint.NOTE).read_text())
+    assert note.pop("settings") == {"steps": 50, "batch": 16, "lr": 1e-3, "warmup": 5, "decay": "cosine", "ema": 0.9,
+                                    "seed": 3, "precision": "float32"}
+    (tmp_path / "old" / checkpoint.NOTE).write_text(json.dumps(note))
+    run(tmp_path / "old", images, checkpoint_seconds=1e9)
+    run(tmp_path / "whole", images)
+    assert same_results(tmp_path / "old", tmp_path / "whole")
+
+
+def test_settings_out_of_numpy_are_kept_in_a_checkpoint(tmp_path, images):
+    interrupted(tmp_path, images)
+    run(tmp_path, images, replace(SETTINGS, batch=np.int64(16), lr=np.float64(1e-3)), checkpoint_seconds=0)
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_training_reseeds_no_device_it_does_not_run_on(tmp_path, images, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
+    model = new_model("tdq-w1a4")
+    calls.clear()
+    run(tmp_path, images, replace(SETTINGS, steps=2), model)
+    assert not calls
+
+
+def test_judges_and_new_models_reseed_no_other_device_and_start_from_the_same_weights(monkeypatch):
+    from onebit import judge
+    from onebit.data import Dataset
+    from onebit.study.results import new_model as of_run
+    from onebit.study.run import Run
+
+    def drawn(make):
+        torch.manual_seed(7)
+        return make().state_dict()
+
+    run = Run(dataset="digits", net="unet", width=4, seed=7)
+    digits = Dataset("digits", "train", torch.zeros(2, 1, 16, 16, dtype=torch.uint8), torch.zeros(2).long())
+    want = [drawn(lambda: judge.Judge(16)), drawn(lambda: nets.build("unet", 4))]
+    calls = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
+    before = torch.get_rng_state()
+    got = [judge.train_judge(digits, 0, 7, progress=False).state_dict(), of_run(run).state_dict()]
+    assert not calls and torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(got, want, strict=True):
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "bidm-w1a1"])
+def test_connections_mix_where_statistics_of_averaged_weights_are_estimated(recipe, images, monkeypatch):
+    """Running means of the norm behind the last up block, whose output is mixed, against batches run by hand."""
+    from onebit import train as module
+
+    monkeypatch.setattr(module, "BATCH_NORM_BATCHES", 3)
+    batches = Batches(images, SETTINGS)
+    model = new_model(recipe).train()
+    for block in [*model.down, model.mid, *model.up]:  # zero at first: blocks would put out their shortcuts
+        torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    Objective()(model, *batches(0))  # rules that take their steps from the first batch
+    twin = averaged(model, [p.detach().clone() for p in model.parameters()], batches)
+    seen = []
+    for step in range(3):
+        mixing = contextlib.nullcontext()
+        if recipe != "fp16":
+            mixing = model.connections.mixing(neighbour(model, *batches(step)))
+        hook = model.norm_out.register_forward_pre_hook(lambda _, args: seen.append(args[0].mean(dim=(0, 2, 3))))
+        with mixing, torch.no_grad():
+            module.noise_loss(model, *batches(step))
+        hook.remove()
+    torch.testing.assert_close(twin.norm_out.running_mean, torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_estimating_statistics_leaves_every_module_in_its_mode(broken, images):
+    def objective(*arguments):
+        assert not broken, "stopped"
+
+    model = new_model("fp16").eval()
+    model.down[0].norm1.train()
+    before = {name: (m.training, getattr(m, "momentum", None)) for name, m in model.named_modules()}
+    with pytest.raises(AssertionError, match="stopped") if broken else contextlib.nullcontext():
+        reestimate(model, Batches(images, SETTINGS), objective)
+    assert {name: (m.training, getattr(m, "momentum", None)) for name, m in model.named_modules()} == before
 
 
 def test_fewer_images_than_a_batch_are_refused(tmp_path, images):

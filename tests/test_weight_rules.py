@@ -29,6 +29,7 @@ from onebit.quantizers import (
     weight_rule,
 )
 from onebit.quantizers.grouped import stochastic_codes
+from onebit.recipes import quantize
 
 SPECS = (  # every rule of this file, with its options where they change the computation
     "reactnet", "dorefa", "dorefa:2", "dorefa:4,rescale=False", "lsq:2", "lsq:4,per_channel=False", "ebb",
@@ -408,7 +409,7 @@ def test_residual_gradient_is_autograd_of_the_recursion_with_hard_tanh(learned):
     scales = rule.scales.detach().clone().requires_grad_() if learned else None
     rest = v
     for k in range(3):
-        basis = (scales[k] if learned else rest.abs().mean(1, keepdim=True)) * through(rest)
+        basis = (scales[k, :, None] if learned else rest.abs().mean(1, keepdim=True)) * through(rest)
         rest, total = rest - basis, total + basis
     (total * g).sum().backward()
     torch.testing.assert_close(gradient(rule, w, g), v.grad)
@@ -421,7 +422,7 @@ def test_two_learned_bases_are_ebb_that_never_drops_its_second():
     residual, ebb = Residual(w, learned=True), EBB(w, transition=None)
     assert torch.equal(residual(w), ebb(w)) and torch.equal(residual.codes(w), ebb.codes(w))
     torch.testing.assert_close(gradient(residual, w, g), gradient(ebb, w, g))
-    torch.testing.assert_close(residual.scales.grad, torch.stack([ebb.scale.grad, ebb.scale2.grad]))
+    torch.testing.assert_close(residual.scales.grad, torch.stack([ebb.scale.grad, ebb.scale2.grad])[..., 0])
 
 
 # W14: ternary --------------------------------------------------------------------------------------------------------
@@ -633,13 +634,51 @@ def test_saved_and_loaded_in_a_new_process_every_rule_computes_the_same_bits(tmp
 @pytest.mark.parametrize(("name", "message"), [
     ("dorefa:0", "bits must be an integer >= 1, got 0"), ("dorefa:17", r"bits must be in 1..16, got 17"),
     ("lsq:1", "bits must be an integer >= 2, got 1"), ("lsq:17", r"bits must be in 2..16"),
-    ("lsq:2.5", "bits must be an integer >= 2, got 2.5"), ("ebb:tau=-1", "tau must be >= 0, got -1"),
+    ("lsq:2.5", "'lsq:2.5': bits must be an integer, got 2.5"), ("ebb:tau=-1", "tau must be >= 0, got -1"),
     ("ebb:transition=-0.1", "transition must be a share of training >= 0, or None"),
-    ("ebb:transition=never", "or None for never; got 'never'"), ("residual:0", "order must be an integer >= 1, got 0"),
+    ("ebb:transition=never", "must be a number or None, got 'never'"), ("residual:0", "order must be an integer >= 1"),
     ("group-binary:0", "group must be an integer >= 1, got 0"), ("group-ternary:1.5", "group must be an integer"),
     ("group-ternary:threshold=1", r"in \[0, 1\); got 1"), ("group-ternary:threshold=-0.1", r"in \[0, 1\)"),
     ("ternary:threshold=0.7", "options: stochastic"), ("reactnet:2", "options: none"),
+    ("xnor:detach_scale=false", "weight rule 'xnor:detach_scale=false': detach_scale must be True or False, got 'fa"),
+    ("xnor:detach_scale=1", "True or False, got 1"), ("ternary:stochastic=no", "must be True or False, got 'no'"),
+    ("ebb:tau=abc", "tau must be a number, got 'abc'"), ("ebb:tau=True", "tau must be a number, got True"),
+    ("residual:True", "order must be an integer, got True"), ("ebb:tau=None", "tau must be a number, got None"),
 ])
 def test_options_that_cannot_be_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         weight_rule(name, torch.ones(2, 2))
+
+
+def test_options_of_the_right_type_are_taken():
+    """A whole number serves as a share, and None where a rule knows it."""
+    weight = torch.ones(2, 2)
+    assert weight_rule("ebb:tau=0,transition=None", weight).transition is None
+    assert weight_rule("ebb:tau=1", weight).tau == 1 and weight_rule("xnor:detach_scale=True", weight).detach_scale
+
+
+@pytest.mark.parametrize(("shape", "out_dim"), [((4, 3, 3, 3), 0), ((3, 4, 2, 2), 1), ((4, 3), 0)])
+def test_learned_residual_scales_are_one_per_order_and_channel(shape, out_dim):
+    """Each row starts as the mean magnitude of what the rows before it left, whatever axis the channels are on."""
+    w = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rule, rest = Residual(w, out_dim, order=3, learned=True), w
+    others = [d for d in range(w.ndim) if d != out_dim]
+    assert rule.scales.shape == (3, 4)
+    for scales in rule.scales:
+        means = rest.abs().mean(others, keepdim=True)
+        torch.testing.assert_close(scales, means.flatten())
+        rest = rest - means * torch.where(rest < 0, -1.0, 1.0)
+    torch.testing.assert_close(rule(w), w - rest)
+
+
+def test_learned_residual_scales_train_in_channels_last():
+    """As `train` lays a network out; parameters of five axes have no such layout."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 3))
+    quantize(model, "weights=residual:2,learned=True")
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = [layer.rule.scales.detach().clone() for layer in model]
+    model(torch.randn(2, 3, 6, 6)).square().mean().backward()
+    optimizer.step()
+    assert not any((layer.rule.scales == start).any() for layer, start in zip(model, before, strict=True))

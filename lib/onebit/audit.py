@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FLOAT_BITS = 32
+KERNELS = f"{__package__}.kernels."  # its modules, by name: importing them compiles
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,22 @@ class Audit:
         return pd.DataFrame([asdict(row) for row in self.layers])
 
 
+def check_countable(model: nn.Module) -> None:
+    """Raise ValueError for a model made for inference alone: its layers do not say what they are stored in."""
+    for module in model.modules():
+        kernels = type(module).__module__.startswith(KERNELS)
+        if kernels or getattr(module, "is_frozen_copy", False):
+            made = "packed for the kernels (to_packed)" if kernels else "frozen (frozen.frozen)"
+            raise ValueError(f"{type(model).__name__} is {made}: its bits can no longer be read off its layers; audit "
+                             "the network that it was made from, before `frozen` or `to_packed`")
+
+
 def audit(model: nn.Module) -> Audit:
-    """The per-layer bits of a model as it stands, quantized or not."""
+    """The per-layer bits of a model as it stands, quantized or not.
+
+    Raises    ValueError for a copy that `frozen` or `kernels.to_packed` made.
+    """
+    check_countable(model)
     rows, own = [], 0
     for name, layer in weight_layers(model).items():
         quantized = isinstance(layer, Quantized)

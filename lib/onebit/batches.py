@@ -1,4 +1,4 @@
-"""What is random in a training: batch order, noise, timesteps and dropout, all functions of (seed, step)."""
+"""What is random in a training: batch order, noise, timesteps, what layers draw; all functions of (seed, step)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +15,7 @@ from .diffusion import TIMESTEPS
 if TYPE_CHECKING:
     from .train import Settings
 
-ORDER, NOISE, STATISTICS, DROPOUT = range(4)  # independent random streams of one seed
+ORDER, NOISE, STATISTICS, LAYERS = range(4)  # independent random streams of one seed
 
 
 class Batches:
@@ -46,18 +46,29 @@ class Batches:
         return x0.contiguous(memory_format=layout), noise.contiguous(memory_format=layout), timestep
 
 
-def seeded_dropout(model: nn.Module, seed: int) -> Callable[[int], AbstractContextManager]:
-    """step -> a context in which dropout draws numbers that (seed, step) decide, and leaves the caller's alone."""
-    if not any(isinstance(layer, nn.Dropout) for layer in model.modules()):
+def seeded_randomness(model: nn.Module, seed: int) -> Callable[[int], AbstractContextManager]:
+    """step -> a context in which dropout and rules that round at random draw numbers that (seed, step) decide.
+
+    The caller's random numbers stay where they are.
+    """
+    if not any(_draws(layer) for layer in model.modules()):
         return lambda step: nullcontext()
     place = next(model.parameters()).device
     return partial(_seeded, [place] if place.type == "cuda" else [], seed)
 
 
+def _draws(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "stochastic", False))
+
+
 @contextmanager
 def _seeded(devices: list[torch.device], seed: int, step: int) -> Iterator[None]:
+    word = _seed(seed, LAYERS, step)
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_seed(seed, DROPOUT, step))
+        torch.default_generator.manual_seed(word)
+        for place in devices:  # no other: torch.manual_seed would leave every device reseeded that was not forked
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(word)
         yield
 
 

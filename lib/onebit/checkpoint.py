@@ -19,7 +19,7 @@ NOTE = "checkpoint.json"
 @dataclass
 class State:
     """All that the rest of a run depends on.  `ema` is empty when averaging is off; an `objective` that is a module
-    has its state kept too."""
+    has its state kept too; `settings`, by name, have to be those that the checkpoint was made under."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -29,6 +29,7 @@ class State:
     log: list[dict] = field(default_factory=list)
     snapshots: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
+    settings: dict = field(default_factory=dict)
 
 
 def save(folder: Path, state: State) -> None:
@@ -36,7 +37,8 @@ def save(folder: Path, state: State) -> None:
     path = folder / f"checkpoint-{state.step}.safetensors"
     with replacing(path) as partial:
         save_file(_tensors(state), partial)
-    note = {"file": path.name, "sha256": sha256(path), "step": state.step, "seconds": state.seconds, "log": state.log}
+    note = {"file": path.name, "sha256": sha256(path), "step": state.step, "seconds": state.seconds, "log": state.log,
+            "settings": state.settings}
     write_json(folder / NOTE, note)
     for old in folder.glob("checkpoint-*.safetensors"):
         if old != path:
@@ -47,6 +49,8 @@ def restore(folder: Path, state: State) -> None:
     """Fill `state` from the folder's checkpoint, if it has a sound one.
 
     A damaged checkpoint is reported, set aside as *.corrupt, and the run starts over.
+
+    Raises    ValueError for a checkpoint of other settings; one that says nothing of a setting fits.
     """
     note_path = folder / NOTE
     if not note_path.exists():
@@ -62,8 +66,18 @@ def restore(folder: Path, state: State) -> None:
         for damaged in [note_path, *folder.glob("checkpoint-*.safetensors")]:
             damaged.rename(damaged.with_name(f"{damaged.name}.corrupt"))
         return
+    _check_settings(folder, note.get("settings", {}), state.settings)
     _fill(state, tensors)
     state.step, state.seconds, state.log = note["step"], note["seconds"], note["log"]
+
+
+def _check_settings(folder: Path, saved: dict, asked: dict) -> None:
+    """Weights that began under other settings would be those of neither run."""
+    other = [f"{name} {saved[name]!r} there, {value!r} now" for name, value in asked.items()
+             if name in saved and saved[name] != value]
+    if other:
+        raise ValueError(f"{folder} holds the checkpoint of a run with other settings: {'; '.join(other)}; give this "
+                         "run another folder, or remove that one")
 
 
 def clear(folder: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .diffusion import SCHEDULE, TIMESTEPS, NoiseSchedule, add_noise
 from .quantizers.timed import Clock
@@ -147,15 +148,39 @@ def attach(model: nn.Module, patterns: Iterable[str] = UP_BLOCKS, **options) -> 
 
     Raises    ValueError as Connections, for patterns that match nothing, or for a model that has connections.
     """
+    connections = _made_for(model, patterns, **options)
+    install(model, connections)
+    return connections
+
+
+def install(model: nn.Module, connections: Connections) -> list[RemovableHandle]:
+    """Put connections that were made for this model into it; the handles take their hooks away again."""
+    handles = [model.register_forward_pre_hook(_Begin(connections), with_kwargs=True)]
+    for i, site in enumerate(connections.sites):
+        handles.append(model.get_submodule(site).register_forward_hook(_Site(connections, i)))
+    model.connections = connections
+    return handles
+
+
+def _made_for(model: nn.Module, patterns: Iterable[str], **options) -> Connections:
+    """Connections for the modules that match; the model is not touched yet."""
     if hasattr(model, "connections"):
         raise ValueError("the model has connections already; build a new one for others")
-    sites = matching(model, patterns)
-    connections = Connections(sites, **options).to(next(model.parameters()).device)
-    model.register_forward_pre_hook(_Begin(connections), with_kwargs=True)
-    for i, module in enumerate(sites.values()):
-        module.register_forward_hook(_Site(connections, i))
-    model.connections = connections
-    return connections
+    return Connections(matching(model, patterns), **options).to(next(model.parameters()).device)
+
+
+def _none(model: nn.Module) -> None:
+    """No connections."""
+
+
+def _tbs(model: nn.Module, patterns: str = "", *, timesteps: int = TIMESTEPS, rows: int = 100,
+         initial: float = 0.3) -> Connections:
+    """Connections of the patterns in one word, "up.1+up.2", or of every up block."""
+    return _made_for(model, patterns.split("+") if patterns else UP_BLOCKS,
+                     timesteps=timesteps, rows=rows, initial=initial)
+
+
+CONNECTIONS = {"none": _none, "tbs": _tbs}  # by the name that a recipe gives them; for a model, without touching it
 
 
 def neighbour(

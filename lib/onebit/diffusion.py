@@ -47,6 +47,15 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedu
     return alpha_bar.sqrt().to(x0.dtype) * x0 + (1 - alpha_bar).sqrt().to(x0.dtype) * noise
 
 
+def predict(model: nn.Module, xt: Tensor, timestep: Tensor) -> Tensor:
+    """The model's noise, in float32 whatever autocast makes of its output; diffusers' networks wrap theirs in `sample`.
+
+    Shapes    xt (B, C, H, W), timestep (B,) int -> (B, C, H, W).
+    """
+    output = model(xt, timestep)
+    return (output if isinstance(output, Tensor) else output.sample).float()
+
+
 def noise_loss(
     model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule = SCHEDULE
 ) -> Tensor:
@@ -57,12 +66,12 @@ def noise_loss(
     Shapes    as `add_noise` -> scalar, float32 whatever autocast makes of the model's output.
     Source    DDPM Eq. 14.
     """
-    return F.mse_loss(model(add_noise(x0, noise, timestep, schedule), timestep).float(), noise)
+    return F.mse_loss(predict(model, add_noise(x0, noise, timestep, schedule), timestep), noise)
 
 
 def image_losses(
     model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule = SCHEDULE
 ) -> Tensor:
     """`noise_loss` of each image apart, (B,): what training and held-out images are compared by."""
-    predicted = model(add_noise(x0, noise, timestep, schedule), timestep).float()
+    predicted = predict(model, add_noise(x0, noise, timestep, schedule), timestep)
     return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)

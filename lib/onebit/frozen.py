@@ -26,6 +26,8 @@ def frozen(model: nn.Module) -> nn.Module:
     nothing is in a network that quantizes activations, whose codes a rounding error could flip: its outputs stay the
     same bit for bit.
 
+    A copy is no network to audit, see `audit`.
+
     Shapes    as the model's.  What becomes of the model later, by training or by hooks, its copy does not see.
     Error     a few rounding errors of float32 in the output, relative to its largest value; under autocast those of
               bfloat16, which the network itself makes too.
@@ -37,6 +39,7 @@ def frozen(model: nn.Module) -> nn.Module:
             _hold_weight(layer)
         if not any(isinstance(module, ActivationRule) for module in made.modules()):
             _fold_norms(made)
+    made.is_frozen_copy = True  # `audit` could not tell: layers of a few bits may be plain float ones by now
     return made.requires_grad_(False)
 
 

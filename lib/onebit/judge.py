@@ -46,7 +46,7 @@ class Judge(nn.Module):
 def train_judge(dataset: Dataset, epochs: int, seed: int, progress: bool = True) -> Judge:
     """Train a judge on a whole training split: Adam 1e-3, batch 128, cross-entropy, as published (5 epochs there)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # no other is forked: torch.manual_seed reseeds CUDA's for good
         judge = Judge(dataset.images.shape[-1])
     place = device()
     judge.to(place, memory_format=torch.channels_last).train()

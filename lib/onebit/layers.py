@@ -30,21 +30,23 @@ class Quantized:
             return weight
         return torch.empty_like(self.weight, dtype=weight.dtype).copy_(weight)
 
-    def forward(self, x: Tensor, *arguments, **named) -> Tensor:
+    def forward(self, input: Tensor, *arguments, **named) -> Tensor:
+        """As the float layer's: its input goes by torch's name for it, since callers may give it by name."""
         weight = self.quantized_weight()
         if self.activation is None:
-            y = self.linear_map(x, weight, self.bias, *arguments, **named)
+            y = self.linear_map(input, weight, self.bias, *arguments, **named)
         else:
-            y = self._with_quantized_input(x, weight, *arguments, **named)
+            y = self._with_quantized_input(input, weight, *arguments, **named)
         for module in self.outputs or ():
-            y = module(x, y)
+            y = module(input, y)
         return y
 
     def _with_quantized_input(self, x: Tensor, weight: Tensor, *arguments, **named) -> Tensor:
         x, scale = self.activation.with_scale_map(x)
         if scale is None:
             return self.linear_map(x, weight, self.bias, *arguments, **named)
-        return scaled(self.linear_map(x, weight, None, *arguments, **named), scale, self.bias)
+        y = self.linear_map(x, weight, None, *arguments, **named)
+        return scaled(y, scale, self.bias, self.activation.spatial)
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the float layer computes, with the given weight and bias."""

@@ -4,6 +4,7 @@ README."""
 import argparse
 import copy
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,32 @@ def executed_in(built: Path) -> list[Path]:
 
 
 def back(built: Path, sources: Path) -> None:
-    """Write the executed notebooks of `built` over their sources.  Raises FileNotFoundError if there are none."""
-    for path in executed_in(built):
-        write_text(sources / path.name, nbformat.writes(cleaned(nbformat.read(path, 4))) + "\n")
+    """Write the executed notebooks of `built` over their sources, all of them or none.
+
+    A source gets the time of what was executed from it, as make executes anew what is older than its source or than the
+    library: the first it is not, and whether it is the second stays to be seen.
+
+    Raises    FileNotFoundError if there are none; ValueError if one ended in an error, or if its text is no longer that
+              of its source.
+    """
+    pages = {path: cleaned(nbformat.read(path, 4)) for path in executed_in(built)}
+    for path, page in pages.items():
+        _check_source(path, page, sources / path.name)
+    for path, page in pages.items():
+        source, executed = sources / path.name, path.stat()
+        write_text(source, nbformat.writes(page) + "\n")
+        os.utime(source, ns=(executed.st_atime_ns, executed.st_mtime_ns))
+
+
+def _check_source(path: Path, page: NotebookNode, source: Path) -> None:
+    if not source.exists():
+        raise ValueError(f"{source} is gone: remove {path}, which was executed from it, and run make paper first")
+    if _texts(page) != _texts(nbformat.read(source, 4)):
+        raise ValueError(f"{source} was edited since it was executed: run make paper first")
+
+
+def _texts(notebook: NotebookNode) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in notebook.cells if not _injected(cell)]
 
 
 def readme(ledger: Path, page: Path) -> None:

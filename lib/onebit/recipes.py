@@ -1,12 +1,13 @@
 """What is quantized where: recipes, by name or spelt out, and `quantize`, which swaps layers of any torch module."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
 from .audit import Audit, audit
+from .connections import CONNECTIONS, install
 from .errors import unknown
 from .layers import SWAPS, Quantized, quantized_layers, weight_layers
 from .quantizers import (
@@ -21,6 +22,7 @@ from .quantizers import (
     weight_rule,
 )
 from .quantizers import spec as specs
+from .taps import reached
 
 ENDS = {"quantized": None, "float": None, "int8": "lsq:8"}  # of the first and last layer
 
@@ -28,6 +30,9 @@ ENDS = {"quantized": None, "float": None, "int8": "lsq:8"}  # of the first and l
 @dataclass(frozen=True)
 class Recipe:
     """One way to quantize a network.  `str(recipe)` spells it out, and `recipe(text)` reads that back.
+
+    A name pattern (as fnmatch's, case counts) stands for the whole name of a layer.  One that matches none is tried
+    behind any prefix, so that "time_mlp*" is found in a wrapper too, as "unet.time_mlp".
 
     weights         weight rule ("xnor", "lsq:2", ...; "none": leave the network alone)
     at              (name pattern, weight rule) pairs for layers that get another rule; the first match counts
@@ -55,6 +60,7 @@ class Recipe:
     post_training: bool = False
 
     def __post_init__(self):
+        _check_pairs(self.at)
         for rule in [self.weights, *(rule for _, rule in self.at)]:
             if rule != "none":
                 specs.lookup("weight rule", WEIGHT_RULES, rule)
@@ -62,8 +68,7 @@ class Recipe:
             specs.lookup("activation rule", ACTIVATION_RULES, self.activations)
         for output in self.outputs:
             specs.lookup("output rule", OUTPUT_RULES, output)
-        if self.connections != "none" and specs.parse(self.connections)[0] != "tbs":
-            unknown("connections", self.connections, ["none", "tbs"])
+        specs.lookup("connections", CONNECTIONS, self.connections)
         if self.ends not in ENDS:
             unknown("ends", self.ends, ENDS)
         if self.weights == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
@@ -74,6 +79,12 @@ class Recipe:
     def __str__(self) -> str:
         parts = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
         return " ".join(f"{name}={_spell(value)}" for name, value in parts) or "weights=none"
+
+
+def _check_pairs(at: tuple[tuple[str, str], ...]) -> None:
+    for item in at:
+        if len(item) != 2 or not all(item):
+            raise ValueError(f"at: {'->'.join(item)!r} is no pattern->rule, such as down.0.*->ebb")
 
 
 def _spell(value: str | bool | tuple) -> str:
@@ -90,6 +101,9 @@ def _read(name: str, text: str) -> str | bool | tuple:
         return text == "True"
     if isinstance(kind, tuple):
         items = tuple(text.split("|"))
+        if name == "outputs" and "" in items:
+            raise ValueError(f"outputs={text} names an empty output rule; valid: {', '.join(OUTPUT_RULES)}, or leave "
+                             "the part out")
         return tuple(tuple(item.split("->", 1)) for item in items) if name == "at" else items
     return text
 
@@ -164,29 +178,35 @@ def quantize(
     `example` is an input of the model (images and timesteps); only rules with one parameter per output pixel
     ("xnor++") need it, and not with `prepare=False`, for a model whose state is loaded next.  Rules initialise what
     they learn about weights from the weights the model has now, and what they learn about inputs from the first
-    training batch.  The model remembers its recipe as `model.recipe`.
+    training batch.  The model remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
 
-    Raises    ValueError for an unknown recipe, a model without layers to quantize, one that is quantized already,
-              a recipe whose patterns match none of its layers, or a missing example.
+    Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
+              to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
+              rules, connections that cannot be made, or a missing example; whatever the model raises for an `example`
+              that is none of its inputs.
     """
     how = recipe(how) if isinstance(how, str) else how
     layers = weight_layers(model)
     if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
-        chosen = _choose(list(layers), how)
-        for name in chosen:  # all of them before the first swap: a refused model stays as it was
-            if type(layers[name]) not in SWAPS:
-                kind = type(layers[name]).__name__
-                raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
         clock = Clock()
-        for name, parts in chosen.items():
-            _swap(layers[name], how.drop_bias, *parts, clock)
-        if how.activations != "none":
-            model.register_forward_pre_hook(clock, with_kwargs=True)
-        _attach_connections(model, how)
-        if prepare:
-            _prepare(model, example)
+        parts = _build(layers, _choose(list(layers), how), clock)  # everything before the first swap
+        connections = specs.build("connections", CONNECTIONS, how.connections, model)
+        unprepared = [layers[name] for name, own in parts.items() if prepare and hasattr(own["activation"], "prepare")]
+        if unprepared and example is None:
+            raise ValueError("this recipe has parameters per output pixel: give quantize an `example` (images, "
+                             "timesteps)")
+        with ExitStack() as undo:
+            for name, own in parts.items():
+                _swap(layers[name], own, how.drop_bias, undo)
+            if how.activations != "none":
+                undo.callback(model.register_forward_pre_hook(clock, with_kwargs=True).remove)
+            if connections is not None:
+                _install_connections(model, connections, undo)
+            if unprepared:
+                _prepare(model, unprepared, example)
+            undo.pop_all()  # it has come about: nothing is undone
     model.recipe = how
     return audit(model)
 
@@ -205,16 +225,16 @@ def penalty(model: nn.Module) -> Tensor | None:
     return torch.stack(asked).mean() if asked else None
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
 def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
     """Weight rule, activation rule and output rules of every layer to quantize."""
-    candidates = [name for name in names if not _matches(name, how.keep)]
+    kept, only = _reached(names, how.keep), _reached(names, how.only)
+    candidates = [name for name in names if name not in kept]
     inner = candidates if how.ends == "quantized" else candidates[1:-1]
-    chosen = {name: (_rule_at(name, how), how.activations, how.outputs)
-              for name in inner if not how.only or _matches(name, how.only)}
+    elsewhere = {}
+    for pattern, rule in reversed(how.at):  # the first match counts
+        elsewhere |= dict.fromkeys(reached(names, [pattern]), rule)
+    chosen = {name: (elsewhere.get(name, how.weights), how.activations, how.outputs)
+              for name in inner if not how.only or name in only}
     if not chosen:
         raise ValueError(f"{how} matches no layer of this model; its layers: {', '.join(names) or 'none'}")
     if ENDS[how.ends]:
@@ -223,52 +243,79 @@ def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[st
     return chosen
 
 
-def _rule_at(name: str, how: Recipe) -> str:
-    return next((rule for pattern, rule in how.at if fnmatch(name, pattern)), how.weights)
+def _reached(names: list[str], patterns: tuple[str, ...]) -> set[str]:
+    """Pattern by pattern: one that matches must not keep another from being tried behind a prefix."""
+    return {name for pattern in patterns for name in reached(names, [pattern])}
 
 
-def _swap(
-    layer: nn.Module, drop_bias: bool, weights: str, activations: str, outputs: tuple[str, ...], clock: Clock
-) -> None:
+def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple[str, ...]]], clock: Clock) -> dict:
+    """The modules that the chosen layers get, by layer and attribute; no layer is touched."""
+    for name in chosen:
+        _check_kind(name, layers[name])
+    parts = {}
+    for name, rules in chosen.items():
+        try:
+            parts[name] = _parts(layers[name], *rules, clock)
+        except ValueError as error:
+            raise ValueError(f"cannot quantize {name}: {error}") from error
+    return parts
+
+
+def _check_kind(name: str, layer: nn.Module) -> None:
+    if type(layer) not in SWAPS:
+        kind = type(layer).__name__
+        raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
+    if isinstance(layer, nn.ConvTranspose2d) and layer.groups != 1:  # output channels lie on axes 0 and 1 together
+        raise ValueError(f"cannot quantize {name}: no rule has scales for a ConvTranspose2d with groups="
+                         f"{layer.groups}; name it in `keep`")
+
+
+def _parts(layer: nn.Module, weights: str, activations: str, outputs: tuple[str, ...], clock: Clock) -> dict:
+    return {
+        "rule": weight_rule(weights, layer.weight, out_dim=1 if isinstance(layer, nn.ConvTranspose2d) else 0),
+        "activation": activation_rule(activations, layer, clock) if activations != "none" else None,
+        "outputs": nn.ModuleList(output_rule(output, layer) for output in outputs) if outputs else None,
+    }
+
+
+def _swap(layer: nn.Module, parts: dict[str, nn.Module | None], drop_bias: bool, undo: ExitStack) -> None:
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
-    kind = type(layer)
-    layer.rule = weight_rule(weights, layer.weight, out_dim=1 if kind is nn.ConvTranspose2d else 0)
-    layer.activation = activation_rule(activations, layer, clock) if activations != "none" else None
-    layer.outputs = nn.ModuleList(output_rule(output, layer) for output in outputs) if outputs else None
-    layer.__class__ = SWAPS[kind]
+    undo.callback(_unswap, layer, type(layer), layer.bias)
+    for name, part in parts.items():
+        setattr(layer, name, part)
+    layer.__class__ = SWAPS[type(layer)]
     if drop_bias:
         layer.bias = None
 
 
-def _attach_connections(model: nn.Module, how: Recipe) -> None:
-    if how.connections != "none":
-        from .connections import attach
-
-        _, positional, named = specs.parse(how.connections)
-        if positional:  # "tbs:up.1+up.2"
-            named["patterns"] = tuple(positional[0].split("+"))
-        attach(model, **named)
+def _unswap(layer: nn.Module, kind: type[nn.Module], bias: nn.Parameter | None) -> None:
+    layer.__class__, layer.bias = kind, bias
+    for name in ("rule", "activation", "outputs"):
+        delattr(layer, name)
 
 
-def _prepare(model: nn.Module, example: tuple[Tensor, Tensor] | None) -> None:
-    """Show every activation rule that asks for it one input and output of its layer, in the order of execution."""
-    waiting = [layer for layer in quantized_layers(model).values() if hasattr(layer.activation, "prepare")]
-    if not waiting:
-        return
-    if example is None:
-        raise ValueError("this recipe has parameters per output pixel: give quantize an `example` (images, timesteps)")
-    handles = [layer.register_forward_pre_hook(_preparing) for layer in waiting]
-    was_training = model.training
+def _install_connections(model: nn.Module, connections: nn.Module, undo: ExitStack) -> None:
+    for handle in install(model, connections):
+        undo.callback(handle.remove)
+    undo.callback(delattr, model, "connections")
+
+
+def _prepare(model: nn.Module, waiting: list[nn.Module], example: tuple[Tensor, Tensor]) -> None:
+    """Show the activation rule of every waiting layer one input and output of it, in the order of execution."""
+    handles = [layer.register_forward_pre_hook(_preparing, with_kwargs=True) for layer in waiting]
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             model(*example)
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
         for handle in handles:
             handle.remove()
 
 
-def _preparing(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    y = layer.linear_map(layer.activation.quantized(inputs[0]), layer.quantized_weight(), None)
-    layer.activation.prepare(inputs[0], y)
+def _preparing(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    x = arguments[0] if arguments else named["input"]
+    y = layer.linear_map(layer.activation.quantized(x), layer.quantized_weight(), None)
+    layer.activation.prepare(x, y)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .diffusion import SCHEDULE, NoiseSchedule
+from .diffusion import SCHEDULE, NoiseSchedule, predict
 from .errors import Diverged, unknown
 from .frozen import frozen, sharing_weights
 
@@ -213,7 +213,7 @@ def sample_batch(
     extra = {"generator": own} if sampler == "ddpm" else {}
     for t in made.timesteps:
         timestep = torch.full((len(x),), int(t), device=device)
-        noise = model(x.contiguous(memory_format=layout), timestep).float()
+        noise = predict(model, x.contiguous(memory_format=layout), timestep)
         done = made.step(noise.contiguous(), t, x, **extra)
         x = done.prev_sample
     if sampler == "ddpm":  # Alg. 2: z = 0 in the last step, whose mean is the implied x0; diffusers asks for t = 0

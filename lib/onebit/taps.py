@@ -10,15 +10,24 @@ BLOCKS = ("down.[0-9]", "mid", "up.[0-9]", "down_blocks.[0-9]", "mid_block", "up
 UP_BLOCKS = ("up.[0-9]", "up_blocks.[0-9]")
 
 
+def reached(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match any of the fnmatch patterns, in their order; where none does, those that match behind a
+    prefix: "unet.up.0" is reached by "up.[0-9]", for a network inside a wrapper."""
+    names, patterns = list(names), list(patterns)
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return found or [name for name in names if any(fnmatchcase(name, f"*.{pattern}") for pattern in patterns)]
+
+
 def matching(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
-    """Modules whose names match any of the fnmatch patterns, in the order of registration.
+    """Modules whose names the patterns reach, see `reached`, in the order of registration.
 
     Raises    ValueError if there are none, with the names of the two upper levels.
     """
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    found = {name: m for name, m in model.named_modules() if any(fnmatchcase(name, p) for p in patterns)}
+    modules = dict(model.named_modules())
+    found = {name: modules[name] for name in reached(modules, patterns)}
     if not found:
-        names = [name for name, _ in model.named_modules() if name and name.count(".") < 2]
+        names = [name for name in modules if name and name.count(".") < 2]
         raise ValueError(f"patterns {', '.join(patterns) or '()'} match no module; names: {', '.join(names) or 'none'}")
     return found
 

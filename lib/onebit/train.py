@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint
-from .batches import STATISTICS, Batches, seeded_dropout
+from .batches import STATISTICS, Batches, seeded_randomness
 from .checkpoint import State
 from .diffusion import noise_loss
 from .errors import Diverged, unknown
 from .files import replacing
+from .objective import Objective
 from .recipes import quantized_layers, schedules
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # of (model, x0, noise, timestep)
@@ -98,15 +99,17 @@ def train(
     """Train `model` in place on uint8 `images`; write model.safetensors, ema.safetensors, loss.csv, snapshots.npz.
 
     Batch order, noise and timesteps are functions of (seed, step), so two arms of a comparison see the same ones.
+    So are the numbers that dropout and rules that round at random draw.
     A run that was killed resumes from `folder`'s checkpoint and ends with the weights of an uninterrupted one.
     loss.csv has a row every 20 steps: step, mean loss since the row before, learning rate, and the share of 1-bit
     weights whose sign differs from the row before; an `Objective` adds a column for each part of its last loss.
 
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
-    Raises    ValueError for fewer images than one batch; Diverged at the first step whose loss is not finite, with
-              the last checkpoint kept.
+    Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, or for a checkpoint of
+              other settings; Diverged at the first step whose loss is not finite, with the last checkpoint kept.
     """
+    _check_images(images)
     if len(images) < settings.batch:
         raise ValueError(f"{len(images)} training images are fewer than one batch of {settings.batch}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,15 +117,15 @@ def train(
     model.to(place, memory_format=torch.channels_last).train()
     batches = Batches(images.to(place), settings)
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
-    state = State(model, optimizer, _ema_start(model, settings), objective)
+    state = State(model, optimizer, _ema_start(model, settings), objective, settings=_noted(settings))
     scheduled = schedules(model)
     checkpoint.restore(folder, state)
     log = _Log(state, settings.batch, progress, settings.steps, on_log)
-    saved, dropout = time.monotonic(), seeded_dropout(model, settings.seed)
+    saved, seeded = time.monotonic(), seeded_randomness(model, settings.seed)
     for step in range(state.step, settings.steps):
         for rule in scheduled:
             rule.advance(step / settings.steps)
-        with dropout(step):
+        with seeded(step):
             loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, objective)
         _ema_update(state, settings)
         state.step = step + 1
@@ -152,6 +155,18 @@ def optimize(
     return loss.detach()
 
 
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        got = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
+        raise ValueError(f"train needs a tensor of uint8 grey levels 0..255, (N, C, H, W), got {got}; data.to_uint8 "
+                         "makes one of images in [-1, 1]")
+
+
+def _noted(settings: Settings) -> dict:
+    """The settings as a checkpoint's JSON holds them: numpy's numbers as Python's."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in asdict(settings).items()}
+
+
 def _finite(model: nn.Module) -> bool:
     """A finite loss may already have made weights that are not; such weights are no good checkpoint."""
     return all(bool(p.isfinite().all()) for p in model.parameters())
@@ -171,13 +186,15 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
     """A copy of `model` with the averaged weights and batch-norm statistics estimated anew for them.
 
     Averaged buffers would not do: the statistics of averaged weights are not the averaged statistics, least of all
-    when the signs of averaged latent weights are signs that were never trained.
+    when the signs of averaged latent weights are signs that were never trained.  Cross-timestep connections mix, as
+    they do in training and in sampling.
     """
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter, value in zip(twin.parameters(), ema, strict=True):
             parameter.copy_(value)
-    reestimate(twin, batches)
+    connected = getattr(model, "connections", None) is not None
+    reestimate(twin, batches, Objective() if connected else noise_loss)
     return twin
 
 
@@ -186,21 +203,27 @@ def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss)
     """Give the model's batch norms the plain mean of their statistics over the first BATCH_NORM_BATCHES batches.
 
     Those that training leaves are moving averages over its last ten batches or so.  `objective` makes the pass; a run
-    of fewer steps has as many batches.
+    of fewer steps has as many batches.  Every module is left in the mode, of training or of evaluation, it was in.
 
     Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086).
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [m.momentum for m in norms]
+    if not norms:
+        return
+    momenta, modes = [m.momentum for m in norms], {m: m.training for m in model.modules()}
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches that follow
-    dropout = seeded_dropout(model, batches.seed)
-    for step in range(min(BATCH_NORM_BATCHES, batches.steps) if norms else 0):
-        with dropout(step):
-            objective(model.train(), *batches(step))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    seeded = seeded_randomness(model, batches.seed)
+    try:
+        for step in range(min(BATCH_NORM_BATCHES, batches.steps)):
+            with seeded(step):
+                objective(model.train(), *batches(step))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -4,7 +4,7 @@ The claims are data (`claims.toml`); a verdict is always the result of one of th
 decides and nobody's opinion of it.
 """
 
-from .ledger import COLUMNS, MEASURED, assemble, row, summary
+from .ledger import COLUMNS, MEASURED, assemble, retake, row, summary
 from .rules import (
     CONTRADICTED,
     DIRECTION_ONLY,
@@ -16,9 +16,10 @@ from .rules import (
     by_ratio,
     by_threshold,
     by_value,
+    given,
 )
 from .source import SOURCES, Claim, load
 
 __all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE", "REPRODUCED",
-           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_ratio", "by_threshold", "by_value", "load",
-           "row", "summary"]
+           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_ratio", "by_threshold", "by_value", "given",
+           "load", "retake", "row", "summary"]

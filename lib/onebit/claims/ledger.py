@@ -84,6 +84,23 @@ def assemble(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return ledger.astype({"n_seeds": int}).fillna({"runs": ""})  # CSV reads no runs as NaN
 
 
+def retake(ledger: pd.DataFrame, rows: Iterable[dict], notebook: str) -> pd.DataFrame:
+    """The ledger with some of its claims decided by `notebook` instead, on runs that come nearer to the source's.
+
+    `rows` come from `row`, under the notebook that decided the claim first.  Raises ValueError for a claim that no
+    notebook has measured: there is nothing to retake.
+    """
+    found = ledger.set_index("claim_id")
+    for record in rows:
+        claim_id = record["claim_id"]
+        if claim_id not in found.index or math.isnan(found.at[claim_id, "measured"]):
+            raise ValueError(f"claim {claim_id} has not been measured before")
+        for name in MEASURED:
+            found.at[claim_id, name] = record[name]
+        found.at[claim_id, "notebook"] = notebook
+    return found.reset_index()[list(ledger.columns)]
+
+
 def _record(claim: Claim) -> dict:
     """A claim's row before anything is measured."""
     why = claim.out_of_reach or f"notebook {claim.notebook} has not measured it"

@@ -13,10 +13,11 @@ INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interva
 def by_value(measured: Estimate | float, published: float, tolerance: float = 0.2) -> str:
     """Is the published number what we measure?
 
-        reproduced         |measured - published| <= tolerance * |published|, or the published number lies in the 95 %
-                           interval, ends included, whose half width is at most half of |published|
-        not testable here  without an interval (one seed), or when the published number lies in a wider one: an
-                           interval that holds nearly everything confirms nothing
+        reproduced         |measured - published| <= tolerance * |published|, with a 95 % interval whose half width is
+                           at most half of |published|
+        not testable here  without an interval (one seed); within the tolerance, with a wider interval: one that holds
+                           nearly everything confirms nothing; or outside it, when the interval, ends included, holds
+                           the published number: one that is off by more than the tolerance and cannot rule it out
         not reproduced     otherwise
 
     A plain number is exact, a count for instance: its interval is the number itself.
@@ -28,10 +29,8 @@ def by_value(measured: Estimate | float, published: float, tolerance: float = 0.
     if math.isnan(low):
         return _no_interval(measured)
     if abs(value - published) <= tolerance * abs(published):
-        return REPRODUCED
-    if not low <= published <= high:
-        return NOT_REPRODUCED
-    return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
+        return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
+    return TOO_WIDE if low <= published <= high else NOT_REPRODUCED
 
 
 def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, tolerance: float = 0.2) -> str:
@@ -83,6 +82,15 @@ def by_threshold(measured: Estimate | float, *, at_least: float = -math.inf, at_
     if at_least <= low and high <= at_most:
         return REPRODUCED
     return CONTRADICTED if high < at_least or low > at_most else TOO_WIDE
+
+
+def given(premise: Estimate | float, at_least: float, verdict: str, why: str) -> str:
+    """A verdict that means something only if the control has what the claim says is reduced.
+
+    Returns `verdict` if the premise's 95 % interval lies above `at_least`, else "not testable here" with the reason.
+    """
+    _, low, _ = interval(premise)
+    return verdict if low > at_least else f"{NOT_TESTABLE} ({why})"
 
 
 def interval(measured: Estimate | float) -> tuple[float, float, float]:

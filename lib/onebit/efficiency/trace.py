@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..audit import check_countable
 from ..layers import Quantized, weight_layers
 from ..taps import first
 
@@ -59,8 +60,9 @@ class Trace:
 def counted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every convolution and Linear by name, those of the quantizers themselves excepted, in the order of registration.
 
-    Raises    ValueError for a model without any.
+    Raises    ValueError for a model without any, or a copy that `frozen` or `kernels.to_packed` made.
     """
+    check_countable(model)
     known = weight_layers(model)
     found = {name: m for name, m in model.named_modules() if name in known or isinstance(m, OTHER_LAYERS)}
     if not found:
@@ -81,7 +83,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
 
     `example` is its input: a tensor, a tuple of positional arguments, or a dict of named ones.
 
-    Raises    ValueError for a model without layers, or an example the model cannot run on.
+    Raises    ValueError as `counted_layers`, or for an example the model cannot run on.
     """
     layers = counted_layers(model)
     found = Trace({name: Use() for name in layers})

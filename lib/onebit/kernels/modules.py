@@ -22,6 +22,8 @@ class PackedLayer(nn.Module):
     scale     float32 (out,): of the weight, with what a rule's map has per channel
     bias      float32 (out,)
 
+    Inputs of another type are computed in float32; the output is of the input's type.
+
     Raises    NotPackable for a layer without quantized input, in groups, or padded with anything but zeros;
               ValueError for a weight that is not +-s per output channel.
     """
@@ -55,12 +57,13 @@ class PackedLayer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """shift (N, in): what a folded block adds to every pixel of x, see `folding`."""
+    def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
+        """shift (N, in): what a folded block adds to every pixel of the input, see `folding`."""
+        x = input  # torch's name, by which callers may give it
         if x.device.type != "cpu":
             raise ValueError(f"packed layers run on the CPU, got an input on {x.device}: move model and input there")
         image = self.image(x).float().contiguous()
-        y = self.shaped(self._product(image, x.float(), shift), x)
+        y = self.shaped(self._product(image, x.float(), shift), x).to(x.dtype)
         for module in self.outputs or ():
             y = module(x, y)
         return y

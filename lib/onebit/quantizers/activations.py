@@ -131,7 +131,7 @@ class DoReFaActivation(ActivationRule):
 
     def __init__(self, layer: nn.Module, clock: Clock | None, bits: int = 1):
         super().__init__(layer, clock)
-        if not 1 <= bits <= 16:
+        if not 1 <= bits <= 16 or bits != int(bits):
             raise ValueError(f"bits must be in 1..16, got {bits}")
         self.activation_bits = bits
 

@@ -22,7 +22,8 @@ def _clipped(grad: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)
 
 
-BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # grad times ESTIMATORS[name](x), in as few passes
+# grad times ESTIMATORS[name](x), in as few passes; an estimator that is not here goes by its derivative alone
+BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda grad, x: grad,
     "clipped": _clipped,
     "polynomial": lambda grad, x: x.abs().mul_(-2).add_(2).clamp_min_(0).mul_(grad),
@@ -65,7 +66,9 @@ def sign(x: Tensor, estimator: str | Surrogate = "clipped") -> Tensor:
     if isinstance(estimator, str):
         if estimator not in ESTIMATORS:
             unknown("estimator", estimator, ESTIMATORS)
-        return _Sign.apply(x, BACKWARDS[estimator])
+        if estimator in BACKWARDS:
+            return _Sign.apply(x, BACKWARDS[estimator])
+        estimator = ESTIMATORS[estimator]
     return _Sign.apply(x, lambda grad, x: grad * estimator(x))
 
 

@@ -94,14 +94,14 @@ class Residual(WeightRule):
         self.order = self.weight_bits = self.scales_per_channel = at_least("order", order, 1)
         self.register_parameter("scales", None)
         if learned:
-            scales = [scale for scale, _ in self.bases(weight.detach())]
-            self.scales = nn.Parameter(torch.stack(scales))  # (order, out, 1, 1, 1)
+            scales = [scale.flatten() for scale, _ in self.bases(weight.detach())]
+            self.scales = nn.Parameter(torch.stack(scales))  # (order, out): of 5 axes none has a channels-last layout
 
     def bases(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(s_k, sign(r_k)) for k = 0 .. K - 1."""
-        found, rest = [], w
+        found, rest, shape = [], w, [-1 if d == self.out_dim else 1 for d in range(w.ndim)]
         for k in range(self.order):
-            scale = self.per_channel_mean(magnitude(rest)) if self.scales is None else self.scales[k]
+            scale = self.per_channel_mean(magnitude(rest)) if self.scales is None else self.scales[k].view(shape)
             found.append((scale, sign(rest)))
             rest = rest - scale * found[-1][1]
         return found

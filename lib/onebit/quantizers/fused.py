@@ -53,18 +53,20 @@ class Binarize(torch.autograd.Function):
         return to_x, None if threshold is None else to_threshold.sum(0).to(threshold.dtype), None
 
 
-def scaled(y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def scaled(y: Tensor, scale: Tensor, bias: Tensor | None, spatial: bool = True) -> Tensor:
     r"""scale y + bias[o], of y's type.
 
-    Shapes    y (B, O, H', W') and scale (B, 1, H', W'), or any scale that broadcasts; a Linear's y (..., O); bias (O,).
-    Error     one rounding where `in_one_pass(y)` and the scale is a map of each image, else that of torch.addcmul.
+    Shapes    y (B, O, H', W') and scale (B, 1, H', W'), or any scale that broadcasts; bias (O,).  Not `spatial`, a
+              Linear's: y (..., O), of whatever number of axes.
+    Error     one rounding where `spatial`, `in_one_pass(y)` and the scale is a map of each image, else that of
+              torch.addcmul.
     Backward  exact: dL/dy = g scale, dL/dscale = sum_o g y, dL/dbias = sum over batch and space of g.
     """
-    if in_one_pass(y) and scale.dtype == y.dtype and scale.shape == (len(y), 1, *y.shape[2:]):
+    if spatial and in_one_pass(y) and scale.dtype == y.dtype and scale.shape == (len(y), 1, *y.shape[2:]):
         return _Scaled.apply(y, scale, bias)
     if bias is None:
         return y * scale.to(y.dtype)
-    return torch.addcmul((bias if y.ndim != 4 else bias[:, None, None]).to(y.dtype), y, scale.to(y.dtype))
+    return torch.addcmul((bias[:, None, None] if spatial else bias).to(y.dtype), y, scale.to(y.dtype))
 
 
 class _Scaled(torch.autograd.Function):

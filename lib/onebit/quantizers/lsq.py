@@ -9,9 +9,10 @@ from torch import Tensor
 def levels(bits: int, signed: bool = True) -> tuple[int, int]:
     """Lowest and highest code of a k-bit quantizer: -2^(k-1) .. 2^(k-1) - 1, or 0 .. 2^k - 1.
 
-    Raises    ValueError for bits outside 2..16 (one bit has no positive signed code: use a binary rule).
+    Raises    ValueError for bits that are no whole number in 2..16 (one bit has no positive signed code: use a binary
+              rule).
     """
-    if not 2 <= bits <= 16:
+    if not 2 <= bits <= 16 or bits != int(bits):
         raise ValueError(f"bits must be in 2..16, got {bits}")
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 

@@ -48,7 +48,7 @@ class MagnitudeMap(MapRule):
         return self.slide(x.abs().mean(1, keepdim=True), self.kernel, self.bias)
 
     def with_scale_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not (self.spatial and fused.in_one_pass(x)):
+        if not (self.spatial and self.estimator in fused.POLYNOMIAL and fused.in_one_pass(x)):
             return super().with_scale_map(x)
         signs, magnitude = fused.Binarize.apply(x, self.threshold, self.estimator)
         return signs, self.slide(magnitude, self.kernel, self.bias)

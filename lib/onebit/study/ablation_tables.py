@@ -27,6 +27,7 @@ METRICS = {  # column -> (family, name there)
 PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
 ADDED = ("penalty", "distillation")  # columns of a log: terms of the objective beside the noise loss
 FINAL_SHARE = 0.1  # of the steps, over which a final loss is averaged
+TRANSITION = 0.5  # of the steps, after which EBB goes over from two bases to one
 
 
 def trainings(study: Study, table: str | None = None) -> pd.DataFrame:
@@ -55,10 +56,13 @@ def _values(study: Study, run: Run, columns: dict[str, tuple[str, str]]) -> dict
 
 
 def final_terms(run: Run) -> dict[str, float]:
-    """Mean over the last tenth of training of the noise loss, and of what was added to it."""
+    """Mean over the last tenth of training of the noise loss, and of what was added to it; and `loss_before`, the noise
+    loss over the tenth before the step at which EBB goes over to one basis."""
     log = results.loss_log(run)
     last = log[log.step > (1 - FINAL_SHARE) * run.steps]
-    return {"loss": noise_loss(last).mean()} | {name: last[name].mean() for name in ADDED if name in last}
+    before = log[(log.step > (TRANSITION - FINAL_SHARE) * run.steps) & (log.step <= TRANSITION * run.steps)]
+    return {"loss": noise_loss(last).mean(), "loss_before": noise_loss(before).mean(),
+            **{name: last[name].mean() for name in ADDED if name in last}}
 
 
 def noise_loss(log: pd.DataFrame) -> pd.Series:
@@ -115,6 +119,14 @@ def worst(frame: pd.DataFrame, metric: str, labels: Sequence[str], control: str)
     values = _by_seed(frame, metric)
     found = [_ratio(values, label, control, f"{metric}: worst of {', '.join(labels)} over {control}, paired by seed",
                     len(labels)) for label in labels]
+    return max(found, key=lambda e: e.value)
+
+
+def over_best(frame: pd.DataFrame, metric: str, label: str, controls: Sequence[str]) -> Estimate:
+    """The ratio of a label over the lowest of several others, as `compare`; its interval is widened for the choice."""
+    values = _by_seed(frame, metric)
+    found = [_ratio(values, label, control, f"{metric}: {label} over the best of {', '.join(controls)}, paired by seed",
+                    len(controls)) for control in controls]
     return max(found, key=lambda e: e.value)
 
 

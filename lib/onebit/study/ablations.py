@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
-PRIORITIES = (1, 2, 3, 4, 5, 6)
+PRIORITIES = (1, 2, 3, 4, 5, 6, 7)
 HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "divergence")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
@@ -153,8 +153,12 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 
 
 def renormed(study: "Study") -> list[tuple[str, Run]]:
-    """What is drawn with either batch-norm statistics: arms trained on ten classes, and rows as the profile says."""
-    arms = [(f"{run.net} {run.recipe}, from scratch", run) for run in study.ten_class if run == run.trained and run.ema]
+    """What is drawn with either batch-norm statistics: arms of ten classes, and rows as the profile says.
+
+    U-Nets binarized after training have those of their float network first, which are of no use to them.
+    """
+    kept = [run for run in study.ten_class if run.ema and (run == run.trained or run.net == "unet")]
+    arms = [(f"{run.net} {run.recipe}" + ", from scratch" * (run == run.trained), run) for run in kept]
     return arms + [(row.label, run) for row, run in trained(study) if row.first <= study.profile.ablation_renormed]
 
 

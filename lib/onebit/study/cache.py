@@ -44,12 +44,12 @@ class Entry:
         return f"{self.kind}-{self.label}-{self.key}"
 
 
-def find(entry: Entry) -> Path | None:
-    """The folder of a finished, undamaged result, or None.
+def find(entry: Entry, computed: bool = False) -> Path | None:
+    """The folder of a finished, undamaged result, or None; with `computed`, one that is as it was computed here.
 
     A damaged one of this machine is reported and set aside as *.corrupt; a damaged released one is reported.
     """
-    for root in [paths.RUNS] if from_scratch() else [paths.RELEASED, paths.RUNS]:
+    for root in [paths.RUNS] if computed or from_scratch() else [paths.RELEASED, paths.RUNS]:
         folder = root / entry.name
         if not folder.is_dir():
             continue
@@ -87,9 +87,10 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
             if found:
                 return found
             work.mkdir(exist_ok=True)
+            (work / MANIFEST).unlink(missing_ok=True)  # of a process killed before the rename
             began = time.time()
             facts = compute(work) or {}
-            for leftover in work.glob(".*"):  # temporary files of an earlier, killed process
+            for leftover in [*work.glob(".*"), *work.glob("*.corrupt")]:  # of an earlier process; no part of the result
                 leftover.unlink()
             checksums = {p.name: sha256(p) for p in sorted(work.iterdir())}
             write_json(work / MANIFEST, {
@@ -107,16 +108,25 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / MANIFEST).read_text())
 
 
-def release(folder: Path, convert: Callable[[Path], dict] | None = None, form: int = 0) -> Path:
+def release(
+    folder: Path, convert: Callable[[Path], dict] | None = None, form: int = 0, weights: dict[str, str] | None = None
+) -> Path:
     """Copy a result, the files of its manifest and nothing else, into data/released/, to be committed.
 
     convert   rewrites the copy's files in its folder and returns what the manifest should say of that; key,
               specification, facts and provenance stay, checksums become those of the files as they are released
-    form      number of what `convert` makes: a result already released in another form is replaced
+    form      number of what `convert` makes
+    weights   what the manifest has to say of a network's weights, file by file
+
+    A result that is released already, undamaged and in this form, stays as it is; another one is replaced.  `weights`
+    cannot be asked of a copy whose original is gone: what was rounded stays rounded.
     """
     target = paths.RELEASED / folder.name
-    if target.exists() and manifest(target).get("form", 0) == form:
-        return target
+    if target.exists() and _fault(target) is None:
+        told = manifest(target)
+        fits = folder == target or (weights or {}).items() <= told.get("weights", {}).items()
+        if told.get("form", 0) == form and fits:
+            return target
     partial = paths.RELEASED / f".{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -134,6 +144,8 @@ def release(folder: Path, convert: Callable[[Path], dict] | None = None, form: i
 def _put(new: Path, target: Path) -> None:
     """Rename a folder to a name that may be taken; what was there is gone only once the new one is in its place."""
     old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # a process was killed between the two renames below
+        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -167,10 +179,10 @@ def provenance() -> dict:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a result folder, in words; None if nothing is."""
     try:
-        files = manifest(folder)["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = manifest(folder)["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest unreadable ({error})"
-    for name, checksum in files.items():
+    for name, checksum in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if sha256(folder / name) != checksum:

@@ -24,7 +24,7 @@ def costs(run: Run, batches: tuple[int, ...], seconds: float) -> dict[str, str |
     model = results.weights(run)
     steps = {batch: _step_seconds(run, model, batch, seconds) for batch in batches}
     return {
-        "net": run.net, "recipe": run.recipe, **_files(run, model),
+        "net": run.net, "recipe": run.recipe, **file_bytes(run, model),
         **{f"{form}_seconds_batch{batch}": found[form] for batch, found in steps.items() for form in FORMS},
         **{f"{form}_step_mib": mib for form, mib in _memory(run, model, batches[-1]).items()},
     }
@@ -44,7 +44,7 @@ def sampling_seconds(run: Run, n: int, steps: int) -> dict[str, float]:
     return found
 
 
-def _files(run: Run, model: nn.Module) -> dict[str, int]:
+def file_bytes(run: Run, model: nn.Module) -> dict[str, int]:
     """Bytes of the files of the float network in 32 and 16 bits, and of this one packed."""
     from ..packing import save_packed
     from ..train import save_weights

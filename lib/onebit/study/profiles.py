@@ -25,6 +25,7 @@ class Profile:
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
     solver_*         samples and numbers of steps at which samplers are compared; ancestral_steps: of the published one
+    narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`)
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
@@ -34,6 +35,7 @@ class Profile:
     name: str
     resunet_width: int
     unet_width: int
+    narrow_width: int
     resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
@@ -55,7 +57,7 @@ class Profile:
     ablation_seeds: int
     ablation_repeated: int
     ablation_rows: int
-    ablation_renormed: int = 6
+    ablation_renormed: int = 7
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
@@ -71,37 +73,38 @@ PUBLISHED = {"lr": 1e-3}  # Adam, constant rate, no averaging
 PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
-        name="smoke", resunet_width=4, unet_width=4, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
+        name="smoke", resunet_width=4, unet_width=4, narrow_width=2, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=4, ablation_rows=4, ablation_renormed=1,
+        ablation_steps=10, ablation_seeds=1, ablation_repeated=5, ablation_rows=5, ablation_renormed=1,
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
-        name="laptop", resunet_width=16, unet_width=16, resunet_epochs=(20, 20, 20), unet_steps=6_000,
+        name="laptop", resunet_width=16, unet_width=16, narrow_width=5, resunet_epochs=(20, 20, 20), unet_steps=6_000,
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=3, ablation_rows=5,
+        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=4, ablation_rows=6,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
-        name="paper", resunet_width=64, unet_width=32, resunet_epochs=(20, 20, 20), unet_steps=30_000,
+        name="paper", resunet_width=64, unet_width=32, narrow_width=9, resunet_epochs=(20, 20, 20), unet_steps=30_000,
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=6, ablation_rows=6, full_anywhere=True,
+        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=7, ablation_rows=7, full_anywhere=True,
         subset_samples=2_000,
     ),
 }
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
     "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
-        "resunet_width": 8, "unet_width": 8, "batch": 64, "resunet_epochs": (30, 45, 60), "unet_steps": 400,
+        "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "batch": 64, "resunet_epochs": (30, 45, 60),
+        "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
         "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),

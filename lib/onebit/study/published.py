@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import paths
 from . import cache, evaluation, results
 from .profiles import PUBLISHED
 from .results import SampleSpec
@@ -49,7 +50,10 @@ def at_hand(study: "Study") -> bool:
     """
     if study.profile.full_anywhere or torch.cuda.is_available():
         return True
-    return all(cache.find(job.entry) for job in _jobs(study) if job.shown)
+    entries = [job.entry for job in _jobs(study) if job.shown]
+    if not cache.from_scratch() and any((paths.RELEASED / entry.name).is_dir() for entry in entries):
+        return True  # a damaged one among them is missing, which is not the same as none
+    return all(map(cache.find, entries))
 
 
 def jobs(study: "Study") -> Iterator["Job"]:

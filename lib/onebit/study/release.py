@@ -27,7 +27,7 @@ from ..layers import quantized_layers
 from ..packing import save_packed
 from ..packing.packed import half
 from ..quantizers import WeightRule
-from . import ablations, cache, golden, results
+from . import ablations, cache, golden, narrow, results
 from .arrays import load_arrays
 from .run import Run
 from .study import Study
@@ -49,6 +49,11 @@ class Kept:
     weights: str
     averaged: bool
 
+    @property
+    def wanted(self) -> dict[str, str]:
+        """What the manifest says of a network released so."""
+        return {results.PACKED if self.weights == "packed" else "model.safetensors": self.weights}
+
 
 def released(study: Study) -> Iterator[Path]:
     """Copy what the study's notebooks read, and the golden run, into data/released/; yields the folders.
@@ -59,10 +64,10 @@ def released(study: Study) -> Iterator[Path]:
     """
     plan = trainings(study)
     for job in (job for job in study.jobs() if job.shown):
-        folder = cache.find(job.entry)
+        folder, kept = cache.find(job.entry, computed=True) or cache.find(job.entry), plan.get(job.entry.name)
         if folder is None:
             raise FileNotFoundError(f"{job.entry.name} is not computed yet; run make train first")
-        yield cache.release(folder, partial(convert, kept=plan.get(job.entry.name)), FORM)
+        yield cache.release(folder, partial(convert, kept=kept), FORM, kept.wanted if kept else None)
     again = results.training(golden.RUN, progress=False)
     yield cache.release(again, partial(convert, kept=Kept(golden.RUN, "float16", False)), FORM)
 
@@ -73,7 +78,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     teachers = {run.teacher for run in students}
     averaged = [run for run in study.ten_class if run.seed == 0]
     return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
-            for run in [*study.all_runs, *students] if run == run.trained}
+            for run in [*study.all_runs, *narrow.runs(study), *students] if run == run.trained}
 
 
 def _form(run: Run, teachers: set[Run | None]) -> str:

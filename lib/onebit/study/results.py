@@ -75,7 +75,7 @@ def new_model(run: Run, wait: bool = True) -> nn.Module:
 
 def _built(run: Run, start: Path | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+        torch.default_generator.manual_seed(run.seed)  # no other is forked: manual_seed reseeds CUDA's for good
         model = nets.build(run.net, run.width)
         if start is not None:
             model.load_state_dict(load_file(start))

@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -87,8 +88,12 @@ def _longest(known: dict[Group, float], group: Group) -> float | None:
 def _recorded(folder: Path) -> Speeds:
     seconds: dict[Group, list[float]] = {}
     sizes: dict[Group, list[float]] = {}
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
-        found = json.loads(path.read_text())
+    for path in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            warnings.warn(f"{path} is unreadable ({error}); ignored (restore it with git checkout)", stacklevel=2)
+            continue
         entry = Entry(found["kind"], "", found["spec"])
         group, units = costs.work(entry)
         took = found["facts"].get("seconds", found["elapsed_seconds"])  # a resumed training's, over all its processes

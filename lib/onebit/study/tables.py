@@ -123,6 +123,13 @@ def arm_mean(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str =
     return over_seeds(seed_values(frame, metric, net, arm, subset), f"{metric}: {net} {arm}")
 
 
+def ranges(frame: pd.DataFrame, keys: list[str], value: str) -> str:
+    """Least and largest value of each group, as text: "unet strict-1bit **1.43** to **1.48**; ..."."""
+    found = frame.groupby(keys, sort=False)[value].agg(["min", "max"])
+    return "; ".join(f"{' '.join(map(str, np.atleast_1d(names)))} **{low:.2f}** to **{high:.2f}**"
+                     for names, (low, high) in zip(found.index, found.to_numpy(), strict=True))
+
+
 def cost_table(runs: Iterable[Run]) -> pd.DataFrame:
     """What each training cost: images/s, seconds, memory, parameters, binary share, precision and processor."""
     columns = ["images_per_second", "seconds", "peak_memory_mib", "parameters", "binary_share", "precision",

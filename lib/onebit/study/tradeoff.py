@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from .sources import Samples
     from .study import Study
 
-METRICS = {"frechet": "frechet", "confidence": "judge_confidence"}  # column -> name in the family "headline"
-
 
 def tradeoff(study: "Study") -> "pd.DataFrame":
-    """The table `networks` of `timings`, with seeds, Fréchet distance and judge confidence: means over all seeds.
+    """The table `networks` of `timings`, with seeds and the Fréchet distance: the geometric mean over all seeds, of
+    samples drawn with batch-norm statistics estimated anew.
 
     `bytes` is the packed file's size, of a float control its 16-bit file's.  `seconds_batch*` is of a denoising step,
     with packed kernels where the network has any, as torch computes it where not: the ratio to the float network's that
@@ -40,21 +39,20 @@ def tradeoff(study: "Study") -> "pd.DataFrame":
 
 
 def _sources(study: "Study") -> dict[str, list["Samples"]]:
-    """Every seed of what `timings.measured_runs` has one seed of, as notebooks 03 to 05 and 07 measure them."""
+    """Every seed of what `timings.measured_runs` has one seed of."""
+    timed = timings.measured_runs(study)
+    named = [(f"{run.net} {run.recipe}", run) for run in study.ten_class]
+    named += [(row.label, run) for row, run in ablations.trained(study)]
     found: dict[str, list[Samples]] = {}
-    for run in study.ten_class:
-        label = f"{run.net} {run.recipe}"
-        if run == replace(timings.measured_runs(study)[label], seed=run.seed):  # of several protocols the first
-            found.setdefault(label, []).append(study.evaluation(run))
-    for row, run in ablations.trained(study):
-        found.setdefault(row.label, []).append(study.reestimated(run))
+    for label, run in named:
+        if label in timed and run == replace(timed[label], seed=run.seed):  # of several protocols the first
+            found.setdefault(label, []).append(study.reestimated(run))
     return found
 
 
 def _quality(study: "Study", sources: list["Samples"]) -> dict[str, float]:
-    measured = [study.evaluate("headline", source).estimates for source in sources]
-    return {"seeds": len(sources)} | {column: float(np.mean([m[name].value for m in measured]))
-                                      for column, name in METRICS.items()}
+    distances = [study.evaluate("headline", source).estimates["frechet"].value for source in sources]
+    return {"seeds": len(sources), "frechet": float(np.exp(np.mean(np.log(distances))))}
 
 
 def front(cost: NDArray, loss: NDArray) -> NDArray:

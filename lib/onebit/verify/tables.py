@@ -12,11 +12,11 @@ import nbformat
 from .. import manifest, paths
 from ..report import folder_of
 from ..study import Study
+from ..study.engines import cores
 from .cells import compare, measured, parse
 from .verdict import Verdict
 
 LAST = "09"  # the notebook that reads the others' tables
-LEDGER = "claims"  # its table, the one without a number
 
 
 def tables(study: Study, notebooks: Path, home: Path, jobs: int) -> Iterator[Verdict]:
@@ -73,7 +73,7 @@ def render(study: Study, notebooks: Path, home: Path, jobs: int) -> dict[str, st
     if not sources:
         raise FileNotFoundError(f"no notebooks in {notebooks}")
     first = [path for path in sources if not path.name.startswith(LAST)]
-    threads = str(max(1, (os.cpu_count() or 2) // 2))  # as make paper does: digits depend on it
+    threads = str(max(1, cores() // 2))  # as make paper does: digits depend on it
     run = partial(execute, study, home, {"FROM_SCRATCH": "", "RELEASED_ONLY": "1", "OMP_NUM_THREADS": threads})
     with ThreadPoolExecutor(jobs) as pool:
         errors = dict(zip(first, pool.map(run, first), strict=True))

@@ -20,7 +20,7 @@ from .serial import Serial
 
 ENGINES = ("serial", "local", "dask")
 
-__all__ = ["ENGINES", "Failure", "default_processes", "run"]
+__all__ = ["ENGINES", "Failure", "cores", "default_processes", "run"]
 
 
 def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads: int = 0) -> list[Failure]:
@@ -41,9 +41,9 @@ def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads
 
 def _engine(name: str, processes: int, threads: int) -> Engine:
     if name == "serial":
-        return Serial(threads or _cores())
+        return Serial(threads or cores())
     processes = processes or default_processes()
-    shared = threads or max(1, _cores() // processes)
+    shared = threads or max(1, cores() // processes)
     if name == "local":
         return Local(processes, shared)
     from .cluster import Cluster  # an optional extra
@@ -58,8 +58,9 @@ def default_processes() -> int:
     with two threads.  On a GPU up to eight: alone, a small network waits for its kernels to be launched, and side by
     side eight train eight times as much (figures/bench.csv, under CUDA's multi-process service).
     """
-    return min(8 if torch.cuda.is_available() else 4, _cores())
+    return min(8 if torch.cuda.is_available() else 4, cores())
 
 
-def _cores() -> int:
-    return os.cpu_count() or 1
+def cores() -> int:
+    """How many this process may use: fewer than there are under taskset, in a container, or in a job of a cluster."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

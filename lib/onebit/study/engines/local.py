@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -67,7 +68,7 @@ class _Worker:
         # numpy's threads too: twice as many as cores spin instead of working; each worker's progress bar has a line
         self.environment = {"OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(position)}
         self.command = [sys.executable, "-c", f"from onebit.study.engines import local; local.serve({threads})"]
-        self.stopped, self.status = False, 0
+        self.stopped, self.status, self.turn = False, 0, threading.Lock()
         self.start()
 
     def start(self) -> None:
@@ -81,13 +82,15 @@ class _Worker:
 
     def restart(self) -> None:
         self.status = self.process.wait()
-        if not self.stopped:
-            self._close()
-            self.start()
+        with self.turn:  # else stop() ends the dead process, and not the new one that it cannot know of yet
+            if not self.stopped:
+                self._close()
+                self.start()
 
     def stop(self) -> None:
-        self.stopped = True
-        self.process.terminate()
+        with self.turn:
+            self.stopped = True
+            self.process.terminate()
         self.process.wait()
         self._close()
 
