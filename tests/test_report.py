@@ -117,3 +117,10 @@ def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
     assert drawn.pop("geometric mean") == (pytest.approx([200, 50]), [0, 1])
     assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0])}
+
+
+def test_labels_that_would_lie_on_another_are_left_out_and_those_of_the_front_come_first():
+    x, y = [1.0, 1.05, 100.0, 1.05], [10.0, 10.2, 1000.0, 100.0]
+    shown = plots.legible(x, y, np.array([False, True, False, False]))
+    assert shown.tolist() == [False, True, True, True]  # the first lies on the second, which is on the front
+    assert plots.legible(x, y, np.zeros(4, bool)).tolist() == [True, False, True, True]

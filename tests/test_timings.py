@@ -64,6 +64,17 @@ def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
     assert [(run.seed, run.recipe) for run in one_bit] == [(run.seed, "strict-1bit") for run in float_one]
 
 
+def test_quality_is_of_every_seed_of_what_one_seed_is_timed_of():
+    laptop = Study.named("laptop", "mnist")
+    sources = tradeoff._sources(laptop)
+    assert set(sources) == set(timings.measured_runs(laptop))
+    assert [source.run.seed for source in sources["W1A1 BiDM"]] == [0, 1]
+    assert [source.run.seed for source in sources["unet strict-1bit"]] == [0, 1, 2]
+    assert all(source.request.reestimated for one in sources.values() for source in one)
+    paper = tradeoff._sources(Study.named("paper", "mnist"))["resunet fp16"]
+    assert {source.run.lr for source in paper} == {1e-3}  # of its protocols the first
+
+
 def test_every_arm_and_headline_row_is_timed_once_by_its_first_seed():
     runs = timings.measured_runs(STUDY)
     assert {"unet fp16", "unet strict-1bit", "resunet published-1bit", "W1A1 XNOR", "W1A32 base"} <= set(runs)

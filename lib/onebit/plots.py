@@ -10,7 +10,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from .paths import LIBRARY
@@ -120,18 +120,33 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
-    """Networks by cost (log axis) and quality: a marker per net, labels, and a line along the `best` (booleans)."""
+    """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and labels, the
+    best first, where there is room for them."""
     for (net, part), marker in zip(frame.groupby("net"), "so^", strict=False):
         ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
-        for row in part.itertuples():
-            ax.annotate(row.label, (getattr(row, cost) * factor, getattr(row, quality)), fontsize=5, xytext=(3, 2),
-                        textcoords="offset points")
+    for row in frame[legible(frame[cost], frame[quality], best)].itertuples():
+        ax.annotate(row.label, (getattr(row, cost) * factor, getattr(row, quality)), fontsize=5, xytext=(3, 2),
+                    textcoords="offset points")
     line = frame[best].sort_values(cost)
     ax.step(line[cost] * factor, line[quality], where="post", color="0.5", lw=1)
     ax.set_xscale("log")
     for ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         ticks("{x:,.0f}")
     ax.tick_params(axis="x", which="both", labelsize=6)
+
+
+def legible(x: ArrayLike, y: ArrayLike, first: NDArray, width: float = 0.28, height: float = 0.045) -> NDArray:
+    """Which labels to the right of points on two log axes do not lie on another: those of `first` are chosen first.
+
+    Shapes    x, y > 0, first booleans, (n,) -> booleans (n,).  width, height: of a label, in axis lengths.
+    """
+    logs = np.log([x, y])
+    places = ((logs - logs.min(1, keepdims=True)) / np.maximum(np.ptp(logs, 1, keepdims=True), 1e-9)).T
+    chosen: list[int] = []
+    for i in np.lexsort((np.asarray(y), ~np.asarray(first))):
+        if not any((abs(places[i] - places[j]) < (width, height)).all() for j in chosen):
+            chosen.append(i)
+    return np.isin(np.arange(len(places)), chosen)
 
 
 def colour_of(row) -> str:

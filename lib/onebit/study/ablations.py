@@ -155,9 +155,9 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 def renormed(study: "Study") -> list[tuple[str, Run]]:
     """What is drawn with either batch-norm statistics: arms of ten classes, and rows as the profile says.
 
-    U-Nets binarized after training have those of their float network first, which are of no use to them.
+    Networks binarized after training have those of their float network first, which are of no use to them.
     """
-    kept = [run for run in study.ten_class if run.ema and (run == run.trained or run.net == "unet")]
+    kept = [run for run in study.ten_class if run.ema]  # not those trained as weakly as published
     arms = [(f"{run.net} {run.recipe}" + ", from scratch" * (run == run.trained), run) for run in kept]
     return arms + [(row.label, run) for row, run in trained(study) if row.first <= study.profile.ablation_renormed]
 

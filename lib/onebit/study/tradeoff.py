@@ -41,12 +41,12 @@ def tradeoff(study: "Study") -> "pd.DataFrame":
 def _sources(study: "Study") -> dict[str, list["Samples"]]:
     """Every seed of what `timings.measured_runs` has one seed of."""
     timed = timings.measured_runs(study)
-    named = [(f"{run.net} {run.recipe}", run) for run in study.ten_class]
-    named += [(row.label, run) for row, run in ablations.trained(study)]
+    arms = [(f"{run.net} {run.recipe}", run) for run in study.ten_class]
+    arms = [(label, run) for label, run in arms if run == replace(timed[label], seed=run.seed)]  # of the first protocol
+    rows = [(row.label, run) for row, run in ablations.trained(study) if row.label in timed]
     found: dict[str, list[Samples]] = {}
-    for label, run in named:
-        if label in timed and run == replace(timed[label], seed=run.seed):  # of several protocols the first
-            found.setdefault(label, []).append(study.reestimated(run))
+    for label, run in arms + rows:
+        found.setdefault(label, []).append(study.reestimated(run))
     return found
 
 
