@@ -146,8 +146,10 @@ def test_final_terms_average_the_last_tenth(monkeypatch):
     log = pd.DataFrame({"step": range(1, 11), "loss": [9.0] * 9 + [3.0], "penalty": 1.0})
     monkeypatch.setattr(ablation_tables.results, "loss_log", lambda run: log.assign(step=log.step * run.steps / 10))
     assert ablation_tables.final_terms(run) == {"loss": 2.0, "loss_before": 8.0, "penalty": 1.0}
-    log.loc[log.step == 5, "loss"] = 4.0  # the tenth before the transition is the fifth of ten
-    assert ablation_tables.final_terms(run)["loss_before"] == 3.0
+    log.loc[log.step == 5, "loss"] = 4.0  # the tenth before the transition, ends included: four and five of ten
+    assert ablation_tables.final_terms(run)["loss_before"] == 5.5
+    log = log[log.step > 5]
+    assert math.isnan(ablation_tables.final_terms(run)["loss_before"])
 
 
 def test_what_the_tables_take_for_the_transition_is_where_the_binarizer_has_it():

@@ -121,6 +121,6 @@ def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
 
 def test_labels_that_would_lie_on_another_are_left_out_and_those_of_the_front_come_first():
     x, y = [1.0, 1.05, 100.0, 1.05], [10.0, 10.2, 1000.0, 100.0]
-    shown = plots.legible(x, y, np.array([False, True, False, False]))
+    shown = plots.legible(x, y, [False, True, False, False])
     assert shown.tolist() == [False, True, True, True]  # the first lies on the second, which is on the front
-    assert plots.legible(x, y, np.zeros(4, bool)).tolist() == [True, False, True, True]
+    assert plots.legible(x, y, [False] * 4).tolist() == [True, False, True, True]

@@ -135,7 +135,7 @@ def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray,
     ax.tick_params(axis="x", which="both", labelsize=6)
 
 
-def legible(x: ArrayLike, y: ArrayLike, first: NDArray, width: float = 0.28, height: float = 0.045) -> NDArray:
+def legible(x: ArrayLike, y: ArrayLike, first: ArrayLike, width: float = 0.28, height: float = 0.045) -> NDArray:
     """Which labels to the right of points on two log axes do not lie on another: those of `first` are chosen first.
 
     Shapes    x, y > 0, first booleans, (n,) -> booleans (n,).  width, height: of a label, in axis lengths.

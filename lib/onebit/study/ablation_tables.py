@@ -57,10 +57,10 @@ def _values(study: Study, run: Run, columns: dict[str, tuple[str, str]]) -> dict
 
 def final_terms(run: Run) -> dict[str, float]:
     """Mean over the last tenth of training of the noise loss, and of what was added to it; and `loss_before`, the noise
-    loss over the tenth before the step at which EBB goes over to one basis."""
+    loss over the tenth before the step at which EBB goes over to one basis (NaN if none was logged there)."""
     log = results.loss_log(run)
     last = log[log.step > (1 - FINAL_SHARE) * run.steps]
-    before = log[(log.step > (TRANSITION - FINAL_SHARE) * run.steps) & (log.step <= TRANSITION * run.steps)]
+    before = log[log.step.between((TRANSITION - FINAL_SHARE) * run.steps, TRANSITION * run.steps)]
     return {"loss": noise_loss(last).mean(), "loss_before": noise_loss(before).mean(),
             **{name: last[name].mean() for name in ADDED if name in last}}
 
