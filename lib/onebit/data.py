@@ -159,10 +159,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+@lru_cache(maxsize=2)
 def _load_digits(split: str) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch = load_digits()  # parses text
     grey = torch.tensor(bunch.images, dtype=torch.float32)[:, None] * (255 / 16)  # (1797, 1, 8, 8)
     images = F.interpolate(grey, size=(16, 16), mode="bilinear").round().to(torch.uint8)
     labels = torch.tensor(bunch.target)

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@cache
 def recipe(text: str) -> Recipe:
     """The recipe of that name, or the one spelt out: "weights=ebb activations=lsq:4 ends=int8".
 
