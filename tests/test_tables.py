@@ -50,6 +50,15 @@ def test_an_arm_that_was_not_measured_is_an_error():
         tables.compare(frame(fp16=[1.0], one=[2.0]), "d", "unet", "two")
 
 
+def test_a_share_of_none_has_a_ratio_once_two_images_are_added():
+    """0 of 8 becomes 1/10, 4 of 8 a half: a fifth.  Other metrics are left as they were."""
+    measured = frame(fp16=[0.5], one=[0.0]).assign(n=8)
+    assert tables.compare(tables.counted(measured, "d"), "d", "unet", "one").value == pytest.approx(0.2)
+    assert tables.counted(measured, "share").equals(measured)
+    with pytest.raises(ValueError, match="infinity"):
+        tables.compare(measured, "d", "unet", "one")
+
+
 def test_a_subset_is_compared_within_itself():
     whole, ones = frame(fp16=[1.0], one=[2.0]), frame(fp16=[1.0], one=[3.0]).assign(subset="1")
     both = pd.concat([whole, ones])

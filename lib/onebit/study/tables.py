@@ -97,6 +97,14 @@ def compare(
     return replace(e, value=math.exp(e.value), low=math.exp(e.low), high=math.exp(e.high))
 
 
+def counted(frame: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """Rows of `measured` with two images more for these shares, one counted and one not: a share of none then has a
+    ratio too (Laplace's rule of succession).  Other metrics stay as they are.
+    """
+    share = frame.metric.isin(metrics)
+    return frame.assign(value=frame.value.where(~share, (frame.value * frame.n + 1) / (frame.n + 2)))
+
+
 def tally(parts: Iterable[Iterable[tuple[Estimate, float]]], protocol: str) -> Estimate:
     """How many parts keep all their lower bounds: by value, and, as an interval, for sure and possibly.
 
