@@ -119,6 +119,8 @@ def test_what_layers_draw_is_decided_by_the_seed_and_the_caller_keeps_its_own_ra
         run(tmp_path / name, images, few, model)
         assert torch.equal(torch.get_rng_state(), before)
     assert same_results(tmp_path / "a", tmp_path / "b")
+    run(tmp_path / "c", images, replace(few, seed=4), new_model(recipe))
+    assert not same_results(tmp_path / "a", tmp_path / "c")
 
 
 def stop_at(step):
