@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from onebit import nets
+from onebit.kernels import binary
 from onebit.layers import quantized_layers
 from onebit.quantizers import fused, sign
 from onebit.recipes import Recipe, quantize
@@ -138,6 +139,14 @@ def test_one_image_is_the_same_alone_and_whatever_the_number_of_threads(threads)
         assert torch.equal(a, b)
     for a, b in zip(everything, both(slice(2, 3), threads), strict=True):
         assert torch.equal(a[2:3], b)
+
+
+def test_numbas_cache_takes_no_loop_for_another():
+    """It knows a function by file, name and line: one thread's loop was loaded for two, or two threads' for one."""
+    loops = [getattr(loop, kind) for loop in vars(binary).values() if isinstance(loop, binary._Loop)
+             for kind in ("serial", "parallel")]
+    names = {(loop.py_func.__qualname__, loop.py_func.__code__.co_firstlineno) for loop in loops}
+    assert len(names) == len(loops) == 8
 
 
 def test_two_python_threads_may_call_the_loops(threads):

@@ -42,7 +42,8 @@ class Products:
 
 
 class Loops:
-    """The same of p x p patches where they lie in a feature (B, C, H, W), by compiled loops: see kernels.grams."""
+    """The same of p x p patches where they lie in a feature (B, C, H, W), by compiled loops over the diagonals of A:
+    see kernels.grams."""
 
     def __init__(self, p: int):
         from .kernels import grams, threads
@@ -51,14 +52,16 @@ class Loops:
         self.p, self.kernels = p, grams
 
     def grams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.rows = x.shape[2] // self.p
         return tuple(map(torch.from_numpy, self.kernels.grams(_pixels(x), self.p)))
 
     def part(self, gram: Tensor, other: Tensor, unit: Tensor, other_unit: Tensor) -> tuple[Tensor, Tensor]:
-        return other, torch.from_numpy(self.kernels.part(*(t.numpy() for t in (gram, other, unit, other_unit))))
+        arrays = (t.numpy() for t in (gram, other, unit, other_unit))
+        return other, torch.from_numpy(self.kernels.part(*arrays, self.rows))
 
     def slope(self, x: Tensor, gram: Tensor, difference: Tensor, along: Tensor, factor: Tensor) -> Tensor:
         arrays = (t.numpy() for t in (gram, difference, along, factor))
-        return torch.from_numpy(self.kernels.slopes(_pixels(x), *arrays)).permute(0, 3, 1, 2)
+        return torch.from_numpy(self.kernels.slopes(_pixels(x), self.p, *arrays)).permute(0, 3, 1, 2)
 
 
 def _pixels(x: Tensor) -> np.ndarray:

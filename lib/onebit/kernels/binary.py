@@ -7,6 +7,7 @@ depends on the number of threads: each image is one thread's, and what is summed
 """
 
 import threading
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -30,85 +31,118 @@ def _wide(stored):
     return lambda stored: stored
 
 
-def put(array, n, p, c, value):
-    """array[n, p, c] = value, to nearest, ties to even."""
+def put(array, p, c, value):
+    """array[p, c] = value, to nearest, ties to even."""
 
 
 @overload(put)
-def _put(array, n, p, c, value):
-    def rounded(array, n, p, c, value):
+def _put(array, p, c, value):
+    def rounded(array, p, c, value):
         bits = np.float32(value).view(np.uint32)
         even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         kept = np.uint32(0x7FC00000) if value != value else np.uint32(bits + even)
-        array[n, p, c] = np.uint16(kept >> np.uint32(16))
+        array[p, c] = np.uint16(kept >> np.uint32(16))
 
-    def exact(array, n, p, c, value):
-        array[n, p, c] = value
+    def exact(array, p, c, value):
+        array[p, c] = value
 
     return rounded if array.dtype == types.uint16 else exact
 
 
+@njit(fastmath=SUMS)
+def _binarize_image(x, threshold, signs, magnitude):
+    pixels, channels = x.shape
+    for p in range(pixels):
+        total = np.float32(0)
+        for c in range(channels):
+            value = wide(x[p, c])
+            put(signs, p, c, np.float32(-1) if value < threshold[c] else np.float32(1))
+            total += abs(value)
+        put(magnitude, p, 0, total / np.float32(channels))
+
+
 def _binarize(x, threshold, signs, magnitude):
-    images, pixels, channels = x.shape
-    for n in prange(images):
-        for p in range(pixels):
-            total = np.float32(0)
-            for c in range(channels):
-                value = wide(x[n, p, c])
-                put(signs, n, p, c, np.float32(-1) if value < threshold[c] else np.float32(1))
-                total += abs(value)
-            put(magnitude, n, p, 0, total / np.float32(channels))
+    for n in prange(len(x)):
+        _binarize_image(x[n], threshold, signs[n], magnitude[n])
+
+
+@njit(fastmath=SUMS)
+def _binarize_image_backward(x, threshold, polynomial, to_signs, to_magnitude, to_x, to_threshold):
+    pixels, channels = x.shape
+    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
+    for c in range(channels):
+        to_threshold[c] = 0
+    for p in range(pixels):
+        share = wide(to_magnitude[p, 0]) / np.float32(channels)
+        for c in range(channels):
+            value = wide(x[p, c])
+            size = abs(value - threshold[c])
+            slope = two - two * size if polynomial else one
+            slope = zero if size > one else slope  # a select, and no product: outside may lie infinity
+            through = wide(to_signs[p, c]) * slope
+            to_threshold[c] -= through
+            straight = share if value > zero else zero
+            straight = -share if value < zero else straight
+            put(to_x, p, c, through + straight)
 
 
 def _binarize_backward(x, threshold, polynomial, to_signs, to_magnitude, to_x, to_threshold):
-    images, pixels, channels = x.shape
-    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
-    for n in prange(images):
+    for n in prange(len(x)):
+        _binarize_image_backward(x[n], threshold, polynomial, to_signs[n], to_magnitude[n], to_x[n], to_threshold[n])
+
+
+@njit(fastmath=SUMS)
+def _scale_image(y, scale, bias, output):
+    pixels, channels = y.shape
+    for p in range(pixels):
+        factor = wide(scale[p, 0])
         for c in range(channels):
-            to_threshold[n, c] = 0
-        for p in range(pixels):
-            share = wide(to_magnitude[n, p, 0]) / np.float32(channels)
-            for c in range(channels):
-                value = wide(x[n, p, c])
-                size = abs(value - threshold[c])
-                slope = two - two * size if polynomial else one
-                slope = zero if size > one else slope  # a select, and no product: outside may lie infinity
-                through = wide(to_signs[n, p, c]) * slope
-                to_threshold[n, c] -= through
-                straight = share if value > zero else zero
-                straight = -share if value < zero else straight
-                put(to_x, n, p, c, through + straight)
+            put(output, p, c, factor * wide(y[p, c]) + bias[c])
 
 
 def _scaled(y, scale, bias, output):
-    images, pixels, channels = y.shape
-    for n in prange(images):
-        for p in range(pixels):
-            factor = wide(scale[n, p, 0])
-            for c in range(channels):
-                put(output, n, p, c, factor * wide(y[n, p, c]) + bias[c])
+    for n in prange(len(y)):
+        _scale_image(y[n], scale[n], bias, output[n])
+
+
+@njit(fastmath=SUMS)
+def _scale_image_backward(y, scale, gradient, to_y, to_scale, to_bias):
+    pixels, channels = y.shape
+    for c in range(channels):
+        to_bias[c] = 0
+    for p in range(pixels):
+        factor, total = wide(scale[p, 0]), np.float32(0)
+        for c in range(channels):
+            slope = wide(gradient[p, c])
+            put(to_y, p, c, factor * slope)
+            total += slope * wide(y[p, c])
+            to_bias[c] += slope
+        put(to_scale, p, 0, total)
 
 
 def _scaled_backward(y, scale, gradient, to_y, to_scale, to_bias):
-    images, pixels, channels = y.shape
-    for n in prange(images):
-        for c in range(channels):
-            to_bias[n, c] = 0
-        for p in range(pixels):
-            factor, total = wide(scale[n, p, 0]), np.float32(0)
-            for c in range(channels):
-                slope = wide(gradient[n, p, c])
-                put(to_y, n, p, c, factor * slope)
-                total += slope * wide(y[n, p, c])
-                to_bias[n, c] += slope
-            put(to_scale, n, p, 0, total)
+    for n in prange(len(y)):
+        _scale_image_backward(y[n], scale[n], gradient[n], to_y[n], to_scale[n], to_bias[n])
+
+
+def _renamed(function, name):
+    """The same function to numba, but for its cache."""
+    twin = FunctionType(function.__code__, function.__globals__, name)
+    twin.__qualname__ = name
+    return twin
 
 
 class _Loop:
-    """A function compiled twice: for torch's one thread, which lets other Python threads go on, and for several."""
+    """A loop over images, compiled for torch's one thread, which lets other Python threads go on, and for several.
+
+    What it does with an image is compiled before, and once: within each loop the order of its sums would be another.
+
+    Under two names: numba's cache knows a function by name and line, and not by the options it is compiled with, so
+    that one would be loaded in place of the other.
+    """
 
     def __init__(self, function):
-        self.serial = njit(nogil=True, cache=True, fastmath=SUMS)(function)
+        self.serial = njit(nogil=True, cache=True, fastmath=SUMS)(_renamed(function, f"{function.__name__}_serial"))
         self.parallel = njit(parallel=True, cache=True, fastmath=SUMS)(function)
 
     def __call__(self, *arguments) -> None:

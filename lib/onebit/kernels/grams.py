@@ -1,8 +1,11 @@
 """Gram matrices of patches, where they lie in an image: what SPD compares (`onebit.gram_distance`), on a CPU.
 
-Patch (i, j) of p x p starts at row i H // p and column j W // p and has H // p rows and W // p columns.  Its matrix for
-channel c has a row per image row.  Images are (B, H, W, C), so that the innermost loop is over channels and becomes one
-vector instruction: no patch is copied, and there are no small matrix products, which torch and BLAS do slowly.
+Patch (i, j) of p x p starts at row i H // p and column j W // p and has h = H // p rows and w = W // p columns.  Its
+matrix for channel c has a row per image row.  Images are (B, H, W, C), channels next to each other, and a Gram matrix,
+being symmetric, is kept as its diagonals: entries (r, r + d) for r < h - d, d = 0 first, each with its C channels.  In
+a column of pixels all entries of a diagonal are the product of one run of numbers with another; loops over such runs
+become vector instructions, where small matrix products, which torch and BLAS do slowly, do not.  Patches side by side
+are one task, whose rows are read from end to end.
 
 Nothing assumes finite numbers: what is not finite in a feature is not finite in its loss.
 """
@@ -13,69 +16,107 @@ from numba import njit, prange
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, products and sums in one instruction
 
 
+@njit(fastmath=SUMS)
+def _take(rows, columns):
+    """Pixels (h, W, C) as (W, h C): a row for each of the image's columns."""
+    height, width, channels = rows.shape
+    for r in range(height):
+        for k in range(width):
+            pixel, place = rows[r, k], columns[k, r * channels : (r + 1) * channels]
+            for c in range(channels):
+                place[c] = pixel[c]
+
+
+@njit(fastmath=SUMS)
+def _put(rows, columns):
+    """The reverse of `_take`."""
+    height, width, channels = rows.shape
+    for r in range(height):
+        for k in range(width):
+            pixel, place = rows[r, k], columns[k, r * channels : (r + 1) * channels]
+            for c in range(channels):
+                pixel[c] = place[c]
+
+
+@njit(fastmath=SUMS)
+def _add_product(total, x, y):
+    for i in range(total.size):
+        total[i] += x[i] * y[i]
+
+
 @njit(parallel=True, cache=True, fastmath=SUMS)
 def grams(image, p):
-    """A (B, p^2, h, h, C) with A[r, q] = sum_k row_r[k] row_q[k], and |A|^2 over (h, h, C), (B, p^2)."""
+    """Diagonals of A, A[r, q] = sum_k row_r[k] row_q[k], (B, p^2, h (h + 1) / 2 C); |A|^2 over all h h C, (B, p^2)."""
     batch, height, width, channels = image.shape
     h, w = height // p, width // p
-    gram = np.empty((batch, p * p, h, h, channels), dtype=image.dtype)
+    gram = np.empty((batch, p * p, h * (h + 1) // 2 * channels), dtype=image.dtype)
     square = np.empty((batch, p * p), dtype=image.dtype)
-    for task in prange(batch * p * p):
-        b, patch = task // (p * p), task % (p * p)
-        top, left = patch // p * height // p, patch % p * width // p
-        total = gram.dtype.type(0)
-        for r in range(h):
-            for q in range(r + 1):
-                a = gram[b, patch, r, q]
-                a[:] = 0
-                for k in range(w):
-                    for c in range(channels):
-                        a[c] += image[b, top + r, left + k, c] * image[b, top + q, left + k, c]
-                mirrored = gram[b, patch, q, r]
+    for task in prange(batch * p):
+        b, i = task // p, task % p
+        top = i * height // p
+        columns = np.empty((width, h * channels), dtype=image.dtype)
+        _take(image[b, top : top + h], columns)
+        for j in range(p):
+            left, total, begin = j * width // p, gram.dtype.type(0), 0
+            for d in range(h):
+                shift, size = d * channels, (h - d) * channels
+                diagonal = gram[b, i * p + j, begin : begin + size]
+                diagonal[:] = 0
+                for k in range(left, left + w):
+                    _add_product(diagonal, columns[k, :size], columns[k, shift : shift + size])
                 part = gram.dtype.type(0)
-                for c in range(channels):
-                    part += a[c] * a[c]
-                    mirrored[c] = a[c]
-                total += part if q == r else part + part
-        square[b, patch] = total
+                for n in range(size):
+                    part += diagonal[n] * diagonal[n]
+                total += part if d == 0 else part + part
+                begin += size
+            square[b, i * p + j] = total
     return gram, square
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "nsz"})  # a product in one instruction would part what is equal
-def part(gram, other, unit, other_unit):
+def part(gram, other, unit, other_unit, h):
     """D = unit A - other_unit A^fp in the place of `other`, its factors (B, p^2); and |D|^2, (B, p^2)."""
-    batch, patches = gram.shape[:2]
+    batch, patches, size = gram.shape
+    first = size // (h * (h + 1) // 2) * h  # entries of the diagonal d = 0; all others stand for two
     square = np.empty((batch, patches), dtype=gram.dtype)
     for task in prange(batch * patches):
         b, patch = task // patches, task % patches
-        a, d = gram[b, patch].reshape(-1), other[b, patch].reshape(-1)
+        a, d = gram[b, patch], other[b, patch]
         x, y = unit[b, patch], other_unit[b, patch]
-        total = gram.dtype.type(0)
-        for n in range(a.size):
+        once, twice = gram.dtype.type(0), gram.dtype.type(0)
+        for n in range(size):
             d[n] = x * a[n] - y * d[n]
-            total += d[n] * d[n]
-        square[b, patch] = total
+            twice += d[n] * d[n]
+        for n in range(first):
+            once += d[n] * d[n]
+        square[b, patch] = twice + twice - once
     return square
 
 
 @njit(parallel=True, cache=True, fastmath=SUMS)
-def slopes(image, gram, difference, along, factor):
+def slopes(image, p, gram, difference, along, factor):
     """factor (D - along A) times the patch's rows, (B, H, W, C); zero where no patch is.  along, factor (B, p^2)."""
     batch, height, width, channels = image.shape
-    patches, h = gram.shape[1], gram.shape[2]
-    p = int(np.sqrt(patches))
-    w = width // p
+    h, w = height // p, width // p
     slope = np.zeros(image.shape, dtype=image.dtype)
-    for task in prange(batch * patches):
-        b, patch = task // patches, task % patches
-        top, left = patch // p * height // p, patch % p * width // p
-        weight = np.empty(channels, dtype=image.dtype)
-        for r in range(h):
-            for q in range(h):
-                for c in range(channels):
-                    weight[c] = factor[b, patch] * (
-                        difference[b, patch, r, q, c] - along[b, patch] * gram[b, patch, r, q, c])
-                for k in range(w):
-                    for c in range(channels):
-                        slope[b, top + r, left + k, c] += weight[c] * image[b, top + q, left + k, c]
+    for task in prange(batch * p):
+        b, i = task // p, task % p
+        top = i * height // p
+        columns = np.empty((width, h * channels), dtype=image.dtype)
+        _take(image[b, top : top + h], columns)
+        sums, weights = np.zeros_like(columns), np.empty(gram.shape[2], dtype=image.dtype)
+        for j in range(p):
+            patch, left, begin = i * p + j, j * width // p, 0
+            a, apart = gram[b, patch], difference[b, patch]
+            for n in range(weights.size):
+                weights[n] = factor[b, patch] * (apart[n] - along[b, patch] * a[n])
+            for d in range(h):
+                shift, size = d * channels, (h - d) * channels
+                weight = weights[begin : begin + size]
+                for k in range(left, left + w):
+                    _add_product(sums[k, :size], weight, columns[k, shift : shift + size])
+                    if d > 0:
+                        _add_product(sums[k, shift : shift + size], weight, columns[k, :size])
+                begin += size
+        _put(slope[b, top : top + h], sums)
     return slope
