@@ -39,6 +39,20 @@ def test_the_same_figure_has_the_same_bytes_and_a_note_of_origin(home):
     assert len(note["runs"]) == 2 and all(name.startswith("train-mnist-resunet64-fp16-s") for name in note["runs"])
 
 
+@pytest.mark.parametrize(("asked", "drawn"), [("1", False), ("0", True), ("", True)])
+def test_tables_only_saves_what_a_figure_draws_without_drawing_it(home, monkeypatch, asked, drawn):
+    report = Report("02", Study.named("laptop", "mnist"))
+    report.figure(picture(), "demo", "A line.", RUNS)
+    before = {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()}
+    for path in paths.FIGURES.iterdir():
+        path.unlink()
+    monkeypatch.setenv("TABLES_ONLY", asked)
+    report.figure(picture(), "demo", "A line.", RUNS)
+    kept = {name: content for name, content in before.items() if drawn or not name.endswith((".png", ".pdf"))}
+    assert {p.name: p.read_bytes() for p in paths.FIGURES.iterdir()} == kept
+    assert not plt.get_fignums()
+
+
 def test_a_figure_is_laid_out_once_and_drawn_once_for_each_of_its_forms(home, monkeypatch):
     engines, draw = [], Figure.draw
     monkeypatch.setattr(Figure, "draw", lambda self, r: (engines.append(self.get_layout_engine()), draw(self, r))[1])

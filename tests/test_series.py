@@ -70,13 +70,15 @@ def test_a_notebook_saves_its_figures_and_tables_with_their_notes_and_its_claims
 def twice(executed, tmp_path_factory):
     """The tables of two executions of the series, computations included, each in a home of its own.
 
-    Times are measured once: two of them never agree.
+    Times are measured once: two of them never agree.  Networks are trained once: what trains them has its own tests of
+    the same bytes from the same settings.  The second time nothing is drawn.
     """
     again = tmp_path_factory.mktemp("again")
-    for timed in (executed / "data/runs").glob("timing-*"):
-        shutil.copytree(timed, again / "data/runs" / timed.name)
+    for kind in ("timing", "train"):
+        for result in (executed / "data/runs").glob(f"{kind}-*"):
+            shutil.copytree(result, again / "data/runs" / result.name)
     computed(again)
-    write_tables(again, NOTEBOOKS)
+    write_tables(again, NOTEBOOKS, {"TABLES_ONLY": "1"})
     return tables_of(executed), tables_of(again)
 
 
@@ -84,9 +86,9 @@ def tables_of(home):
     return home / "build/digits/smoke/figures"
 
 
-def write_tables(home, notebooks):
+def write_tables(home, notebooks, environment=()):
     """Execute notebooks two at a time, the one that reads the others' tables last."""
-    run = partial(execute, Study.named("smoke", "digits"), home, {"OMP_NUM_THREADS": "1"})
+    run = partial(execute, Study.named("smoke", "digits"), home, {"OMP_NUM_THREADS": "1"} | dict(environment))
     with ThreadPoolExecutor(2) as pool:
         first = [path for path in notebooks if path.stem[:2] != "09"]
         errors = dict(zip(first, pool.map(run, first), strict=True))

@@ -1,12 +1,12 @@
 """Figures and tables with their note of origin: what you look at, the numbers behind it, and where they came from."""
 
+import functools
 import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,12 +17,12 @@ from matplotlib.transforms import Bbox
 
 from . import __version__, claims, drawn, paths
 from .files import replacing, write_json, write_text
-from .study import Run, Study
+from .study import Run, Study, cache
 
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
 
 
-@cache
+@functools.cache
 def library_fingerprint() -> str:
     """Twelve hex digits of the library's source: which code made a figure."""
     digest = hashlib.sha256()
@@ -77,22 +77,31 @@ class Report:
 
     def figure(self, figure: Figure, name: str, caption: str, runs: Iterable[Run] = ()) -> Path:
         """Stamp, show and save a figure as PNG and PDF, and what it draws as CSV (marks) and NPZ (images) beside them;
-        returns the PNG's path."""
-        runs = list(runs)
-        figure.text(0.995, -0.01, self._stamp(runs), ha="right", va="top", fontsize=6, color="0.45")
-        path, shown = self._path(name), io.BytesIO()
+        returns the PNG's path.
+
+        With TABLES_ONLY=1 in the environment there is no PNG, no PDF and nothing to see: drawing takes longer than all
+        else in most notebooks, and `make verify` compares numbers.
+        """
+        runs, path = list(runs), self._path(name)
+        if not cache.flag("TABLES_ONLY"):
+            self._draw(figure, path, self._stamp(runs))
+        drawn.save(figure, path)
+        self._note(path.with_suffix(".png"), caption, runs)
+        plt.close(figure)
+        display(Markdown(f"*{caption}*"))
+        return path.with_suffix(".png")
+
+    @staticmethod
+    def _draw(figure: Figure, path: Path, stamp: str) -> None:
+        figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6, color="0.45")
         forms = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}  # no dates: same input, same bytes
+        shown = io.BytesIO()
         with _laid_out(figure) as box:
             for suffix, metadata in forms.items():
                 with replacing(path.with_suffix(suffix)) as partial:
                     figure.savefig(partial, metadata=metadata, bbox_inches=box)
             figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
-        drawn.save(figure, path)
-        self._note(path.with_suffix(".png"), caption, runs)
-        plt.close(figure)
         display(Image(shown.getvalue()))
-        display(Markdown(f"*{caption}*"))
-        return path.with_suffix(".png")
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, runs: Iterable[Run] = (), digits: int = 4) -> Path:
         """Show a table and save it, unrounded as CSV and rounded as Markdown; returns the CSV's path.

@@ -10,7 +10,7 @@ from ..audit import FLOAT_BITS, audit
 from ..layers import Quantized
 from .costs import LayerCost, Total
 from .overheads import MIXING, overheads
-from .trace import Example, Use, counted_layers, trace
+from .trace import Example, Trace, Use, counted_layers, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,12 +96,16 @@ class Account:
                              for name, total in found.items()}).T
 
 
-def account(model: nn.Module, example: Example, float_bits: int = FLOAT_BITS) -> Account:
+def account(
+    model: nn.Module, example: Example, float_bits: int = FLOAT_BITS, found: Trace | None = None
+) -> Account:
     """The account of any network, float or quantized by a recipe, on any device; "meta" takes no memory.
 
     Build a large network under `torch.device("meta")`, and quantize it outside.  Numbers are those of one pass on
     `example`: a batch of one for costs per image and step.  What is not quantized is stored at `float_bits`, 32 as in
     the papers, or 16; scales as their rules say.  Buffers count nothing: a batch norm's fold into its parameters.
+    `found` is the network's trace on that example where it is at hand: quantizers do not run in it, so that networks
+    which differ in them alone have one in common.
 
     Raises    ValueError for a model without layers, an example it does not run on, a quantized model moved to "meta",
               which leaves the stage of its rules behind, or other `float_bits`.
@@ -110,7 +114,7 @@ def account(model: nn.Module, example: Example, float_bits: int = FLOAT_BITS) ->
         raise ValueError(f"float_bits must be 16 or {FLOAT_BITS}, got {float_bits!r}")
     layers = counted_layers(model)
     _check_stages(layers)
-    found = trace(model, example)
+    found = found or trace(model, example)
     size = float_bits / BYTE
     stored: set[int] = set()  # parameters by identity: one that two layers share is stored once
     rows = [_row(name, layer, found.uses[name], size, stored) for name, layer in layers.items()]

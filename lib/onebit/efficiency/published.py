@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import unknown
 from ..recipes import quantize, schedules
+from ..recipes import recipe as parse
 from .account import Account, account
 from .costs import LayerCost
+from .trace import Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +68,21 @@ def published_example(name: str, device: str = "meta") -> tuple[Tensor, Tensor]:
 
 
 @cache
+def _trace(name: str, connections: str) -> Trace:
+    """What all recipes with these cross-timestep connections have in common, whatever their quantizers."""
+    model = published_net(name)
+    quantize(model, f"weights=sign connections={connections}")
+    return trace(model, published_example(name))
+
+
+@cache
 def published_account(name: str, recipe: str = "fp16") -> Account:
     """The account of that network under a recipe, as training leaves it: counted on the meta device, and kept."""
     model = published_net(name)
     quantize(model, recipe, published_example(name))
     for rule in schedules(model):
         rule.advance(1.0)
-    return account(model, published_example(name))
+    return account(model, published_example(name), found=_trace(name, parse(recipe).connections))
 
 
 def part(row: LayerCost) -> str:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class Entry:
     label: str
     spec: dict
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest({"kind": self.kind} | self.spec)
 
@@ -77,7 +78,7 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
     found = find(entry)
     if found:
         return found
-    if _flag("RELEASED_ONLY"):
+    if flag("RELEASED_ONLY"):
         raise NotReleased(f"{entry.name} is not released, or damaged: restore data/released/, or run make release")
     target, work = paths.RUNS / entry.name, paths.RUNS / ".partial" / entry.name
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +156,11 @@ def _put(new: Path, target: Path) -> None:
 
 def from_scratch() -> bool:
     """Whether released results are to be ignored (`make paper FROM_SCRATCH=1`)."""
-    return _flag("FROM_SCRATCH")
+    return flag("FROM_SCRATCH")
 
 
-def _flag(name: str) -> bool:
+def flag(name: str) -> bool:
+    """Whether an environment variable says yes: anything but nothing and 0."""
     return os.environ.get(name, "") not in ("", "0")
 
 

@@ -74,7 +74,8 @@ def render(study: Study, notebooks: Path, home: Path, jobs: int) -> dict[str, st
         raise FileNotFoundError(f"no notebooks in {notebooks}")
     first = [path for path in sources if not path.name.startswith(LAST)]
     threads = str(max(1, cores() // 2))  # as make paper does: digits depend on it
-    run = partial(execute, study, home, {"FROM_SCRATCH": "", "RELEASED_ONLY": "1", "OMP_NUM_THREADS": threads})
+    run = partial(execute, study, home, {"FROM_SCRATCH": "", "RELEASED_ONLY": "1", "TABLES_ONLY": "1",
+                                         "OMP_NUM_THREADS": threads})
     with ThreadPoolExecutor(jobs) as pool:
         errors = dict(zip(first, pool.map(run, first), strict=True))
     errors |= {path: run(path) for path in sources if path not in first}
