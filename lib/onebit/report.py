@@ -20,6 +20,7 @@ from .files import replacing, write_json, write_text
 from .study import Run, Study, cache
 
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
+FORMS = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}  # no dates: same input, same bytes
 
 
 @functools.cache
@@ -79,11 +80,14 @@ class Report:
         """Stamp, show and save a figure as PNG and PDF, and what it draws as CSV (marks) and NPZ (images) beside them;
         returns the PNG's path.
 
-        With TABLES_ONLY=1 in the environment there is no PNG, no PDF and nothing to see: drawing takes longer than all
-        else in most notebooks, and `make verify` compares numbers.
+        With TABLES_ONLY=1 in the environment there is no PNG, no PDF (an older one goes: it is of other numbers) and
+        nothing to see: drawing takes longer than all else in most notebooks, and `make verify` compares numbers.
         """
         runs, path = list(runs), self._path(name)
-        if not cache.flag("TABLES_ONLY"):
+        if cache.flag("TABLES_ONLY"):
+            for suffix in FORMS:
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        else:
             self._draw(figure, path, self._stamp(runs))
         drawn.save(figure, path)
         self._note(path.with_suffix(".png"), caption, runs)
@@ -94,10 +98,9 @@ class Report:
     @staticmethod
     def _draw(figure: Figure, path: Path, stamp: str) -> None:
         figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=6, color="0.45")
-        forms = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}  # no dates: same input, same bytes
         shown = io.BytesIO()
         with _laid_out(figure) as box:
-            for suffix, metadata in forms.items():
+            for suffix, metadata in FORMS.items():
                 with replacing(path.with_suffix(suffix)) as partial:
                     figure.savefig(partial, metadata=metadata, bbox_inches=box)
             figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
