@@ -278,7 +278,7 @@ def test_compiled_loops_and_torchs_products_agree_in_value_and_gradient(p, heigh
     """SPD takes the loops on a CPU and the products on a GPU: one number, one gradient."""
     s, t = (gaussian(3, 5, height, width, seed=seed) for seed in (1, 2))
     x, y = s.clone().requires_grad_(), s.clone().requires_grad_()
-    here = GramDistance.apply(x, t, Loops(p), batch)
+    here = GramDistance.apply(x, t, Loops(p, x.shape[2]), batch)
     there = GramDistance.apply(cut(y, p).contiguous(), cut(t, p).contiguous(), Products, batch)
     torch.testing.assert_close(here, there, rtol=1e-12, atol=0)
     torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss, z in ((here, x), (there, y))))

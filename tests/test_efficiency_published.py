@@ -249,6 +249,14 @@ def test_the_sizes_of_bonsai_by_hand():
 # a real device -------------------------------------------------------------------------------------------------------
 
 
+def test_a_trace_that_recipes_share_counts_what_their_own_would():
+    """With connections, whose sites are part of it, and scale maps, which are made from sizes in it."""
+    model, example = published_net("ddpm-cifar10"), published_example("ddpm-cifar10")
+    quantize(model, "bidm-w1a1", example)
+    found = published_account("ddpm-cifar10", "bidm-w1a1")
+    assert found == account(model, example) and found.connection_flops > 0
+
+
 def test_a_published_network_can_be_built_for_real_and_counts_the_same():
     model = published_net("ddpm-cifar10", device="cpu")
     quantize(model, "binarydm-base-w1a4")

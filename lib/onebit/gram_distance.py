@@ -45,14 +45,13 @@ class Loops:
     """The same of p x p patches where they lie in a feature (B, C, H, W), by compiled loops over the diagonals of A:
     see kernels.grams."""
 
-    def __init__(self, p: int):
+    def __init__(self, p: int, height: int):
         from .kernels import grams, threads
 
         threads.use_torchs_threads()
-        self.p, self.kernels = p, grams
+        self.p, self.rows, self.kernels = p, height // p, grams
 
     def grams(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.rows = x.shape[2] // self.p
         return tuple(map(torch.from_numpy, self.kernels.grams(_pixels(x), self.p)))
 
     def part(self, gram: Tensor, other: Tensor, unit: Tensor, other_unit: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,26 +16,15 @@ from numba import njit, prange
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, products and sums in one instruction
 
 
-@njit(fastmath=SUMS)
-def _take(rows, columns):
-    """Pixels (h, W, C) as (W, h C): a row for each of the image's columns."""
-    height, width, channels = rows.shape
-    for r in range(height):
-        for k in range(width):
-            pixel, place = rows[r, k], columns[k, r * channels : (r + 1) * channels]
+@njit
+def _turn(pixels, turned):
+    """(M, N, C) as (N, M, C): pixels by row as pixels by column, and back."""
+    rows, columns, channels = pixels.shape
+    for r in range(rows):
+        for k in range(columns):
+            pixel, place = pixels[r, k], turned[k, r]
             for c in range(channels):
                 place[c] = pixel[c]
-
-
-@njit(fastmath=SUMS)
-def _put(rows, columns):
-    """The reverse of `_take`."""
-    height, width, channels = rows.shape
-    for r in range(height):
-        for k in range(width):
-            pixel, place = rows[r, k], columns[k, r * channels : (r + 1) * channels]
-            for c in range(channels):
-                pixel[c] = place[c]
 
 
 @njit(fastmath=SUMS)
@@ -55,7 +44,7 @@ def grams(image, p):
         b, i = task // p, task % p
         top = i * height // p
         columns = np.empty((width, h * channels), dtype=image.dtype)
-        _take(image[b, top : top + h], columns)
+        _turn(image[b, top : top + h], columns.reshape(width, h, channels))
         for j in range(p):
             left, total, begin = j * width // p, gram.dtype.type(0), 0
             for d in range(h):
@@ -103,7 +92,7 @@ def slopes(image, p, gram, difference, along, factor):
         b, i = task // p, task % p
         top = i * height // p
         columns = np.empty((width, h * channels), dtype=image.dtype)
-        _take(image[b, top : top + h], columns)
+        _turn(image[b, top : top + h], columns.reshape(width, h, channels))
         sums, weights = np.zeros_like(columns), np.empty(gram.shape[2], dtype=image.dtype)
         for j in range(p):
             patch, left, begin = i * p + j, j * width // p, 0
@@ -118,5 +107,5 @@ def slopes(image, p, gram, difference, along, factor):
                     if d > 0:
                         _add_product(sums[k, shift : shift + size], weight, columns[k, :size])
                 begin += size
-        _put(slope[b, top : top + h], sums)
+        _turn(sums.reshape(width, h, channels), slope[b, top : top + h])
     return slope
