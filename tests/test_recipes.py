@@ -66,7 +66,7 @@ def test_post_training_touches_the_layers_of_strict():
     a, b = nets.build("unet", 4), nets.build("unet", 4)
     after, strict = quantize(a, "ptq-1bit"), quantize(b, "strict-1bit")
     assert [row.weight_bits for row in after.layers] == [row.weight_bits for row in strict.layers]
-    assert recipe("ptq-1bit").post_training and not recipe("strict-1bit").post_training
+    assert recipe("ptq-1bit").post_training == "start" and recipe("strict-1bit").post_training == "none"
 
 
 def test_the_control_is_left_alone():
@@ -433,7 +433,7 @@ def test_a_float_recipe_has_no_other_part(parts):
 
 def test_a_post_training_recipe_learns_nothing():
     with pytest.raises(ValueError, match="no training to learn"):
-        Recipe(weights="xnor", activations="lsq:4", post_training=True)
+        Recipe(weights="xnor", activations="lsq:4", post_training="start")
 
 
 # what recipes do -----------------------------------------------------------------------------------------------------

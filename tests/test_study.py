@@ -14,7 +14,7 @@ from onebit import data
 from onebit.batches import STATISTICS, Batches
 from onebit.diffusion import noise_loss
 from onebit.errors import DataUnavailable, EngineUnavailable
-from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engines, evaluation, results, tables
+from onebit.study import PROFILES, Run, SampleSpec, Study, cache, engines, evaluation, fitted, results, tables
 from onebit.study.__main__ import main
 
 TINY = Run(dataset="digits", net="unet", width=4, steps=20, batch=32, lr=1e-3, ema=0.9, precision="float32")
@@ -180,6 +180,18 @@ def test_post_training_binarization_trains_nothing_of_its_own(home):
     assert torch.equal(latent.mid.conv1.weight, binary.mid.conv1.weight)
     levels = binary.mid.conv1.quantized_weight()[0].unique()
     assert len(levels) == 2 and levels[0] == -levels[1]
+
+
+def test_networks_fitted_after_training_need_no_training_of_their_own(home):
+    """Calibrated ones are nearer to their float network than those whose weights alone were looked at."""
+    x, timestep = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(0, 1000, 63)
+    far = []
+    for method in ("nearest", "calibrated"):
+        run = replace(TINY, recipe=fitted.recipe(method, 2))
+        assert results.training(run) == results.training(TINY)
+        with torch.no_grad():
+            far.append(float((results.weights(run)(x, timestep) - results.weights(TINY)(x, timestep)).square().mean()))
+    assert far[1] < far[0] / 2
 
 
 def test_all_arms_of_a_seed_start_from_the_same_weights():

@@ -25,6 +25,7 @@ from .quantizers import (
 from .quantizers import spec as specs
 from .taps import reached
 
+POST_TRAINING = ("none", "start", "nearest", "calibrated")
 ENDS = {"quantized": None, "float": None, "int8": "lsq:8"}  # of the first and last layer
 
 
@@ -46,7 +47,8 @@ class Recipe:
     only            name patterns of the layers to quantize; () means all
     keep            name patterns of layers that stay float whatever `only` says
     drop_bias       remove the bias of quantized layers, as the published code does
-    post_training   train in float and quantize afterwards, without further training
+    post_training   train in float and quantize afterwards: "start" leaves the rules as they start, "nearest" and
+                    "calibrated" have them fitted to the weights or to inputs (`post_training.fit`); "none": as usual
     """
 
     weights: str = "none"
@@ -58,7 +60,7 @@ class Recipe:
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     drop_bias: bool = False
-    post_training: bool = False
+    post_training: str = "none"
 
     def __post_init__(self):
         _check_pairs(self.at)
@@ -74,7 +76,9 @@ class Recipe:
             unknown("ends", self.ends, ENDS)
         if self.weights == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise ValueError("a recipe with weights=none leaves the network alone: give it no other part")
-        if self.post_training and (self.activations, self.outputs, self.connections) != ("none", (), "none"):
+        if self.post_training not in POST_TRAINING:
+            unknown("post_training", self.post_training, POST_TRAINING)
+        if self.post_training != "none" and (self.activations, self.outputs, self.connections) != ("none", (), "none"):
             raise ValueError("a post-training recipe has no training to learn activations, outputs or connections in")
 
     def __str__(self) -> str:
@@ -130,7 +134,7 @@ RECIPES: dict[str, Recipe] = {
         weights="centred", only=("down.*.conv1", "down.*.conv2", "up.*.conv2"), drop_bias=True
     ),
     "strict-1bit": STRICT,  # everything but the first and last layer and the time embedding
-    "ptq-1bit": replace(STRICT, post_training=True),  # strict's layers, without its training
+    "ptq-1bit": replace(STRICT, post_training="start"),  # strict's layers, without its training
     **_with_activations("lsq-w2", replace(BASE, weights="lsq:2")),
     **_with_activations("binarydm-base-w1", BASE),
     **_with_activations("binarydm-w1", replace(BASE, at=HIGH_RESOLUTION)),  # EBB; LRM is part of the training

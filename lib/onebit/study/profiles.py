@@ -30,6 +30,7 @@ class Profile:
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
                      (`repeated`), up to which the first (`rows`), and up to which they are drawn twice (`renormed`)
+    fitted_bits      bits per weight of the networks that are quantized after training (`fitted.py`)
     """
 
     name: str
@@ -58,6 +59,7 @@ class Profile:
     ablation_repeated: int
     ablation_rows: int
     ablation_renormed: int = 7
+    fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
@@ -79,12 +81,13 @@ PROFILES = {
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,),
         ablation_steps=10, ablation_seeds=1, ablation_repeated=5, ablation_rows=5, ablation_renormed=1,
+        fitted_bits=(1, 2),
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, resunet_epochs=(20, 20, 20), unet_steps=6_000,
-        unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1), protocols={"modern": MODERN},
+        unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
         ablation_steps=2_000, ablation_seeds=2, ablation_repeated=4, ablation_rows=6,
@@ -109,6 +112,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
         "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_repeated": 1, "ablation_rows": 3,
+        "fitted_bits": (1, 2, 4),
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},
 }

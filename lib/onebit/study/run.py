@@ -93,4 +93,4 @@ class Run:
     @property
     def trained(self) -> "Run":
         """The run that is actually trained: itself, or for post-training recipes its float control."""
-        return replace(self, recipe="fp16") if recipes.recipe(self.recipe).post_training else self
+        return replace(self, recipe="fp16") if recipes.recipe(self.recipe).post_training != "none" else self

@@ -1,0 +1,177 @@
+"""Quantization after training: codes and scales fitted to the trained weights, or to what layers make of their inputs.
+
+`quantize` gives a trained network its rules; `fit` then chooses what they hold.  Nothing is learned by gradients.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Quantized, quantized_layers
+from .patches import patches, weight_matrix
+from .quantizers.multibit import LSQ
+from .quantizers.weights import LearnedScale, WeightRule
+from .rounding import Fitted, fit_rows
+
+SCALES = {LearnedScale: "scale", LSQ: "step"}  # rules that are a scale per output channel times codes, and its name
+Inputs = Sequence[tuple[Tensor, Tensor]]
+
+
+def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = ()) -> None:
+    r"""Choose codes q and scales s of every quantized layer, in place; the network must be in eval mode.
+
+    Without inputs each output channel w keeps its weights as well as it can,
+
+        min_{s, q} |w - s q|^2,
+
+    with inputs what the float network computes with them, layer by layer in the order of execution, where X are the
+    float network's inputs of the layer and X' those it gets behind the layers that are fitted already:
+
+        min_{s, q, b'} |X w + b - X' s q - b'|^2.
+
+    With the least-squares weights w' = (X'^T X')^-1 X'^T X w this is min |X' (w' - s q)|^2 up to a constant, which is
+    `rounding.fit_rows`' problem.  A layer with a bias has it fitted too (X and X' are then centred).
+
+    model       quantized from the weights of `reference`, by rules with one scale per output channel
+    reference   the float network
+    inputs      (x_t, timestep) batches as the network sees them in use: training images, noised, at random timesteps
+
+    Raises    ValueError for a model that is not quantized or in training mode, a rule or a layer that cannot be
+              fitted (groups), inputs without a reference, or layers that the inputs do not reach, or reach twice.
+    Source    GPTQ (arXiv:2210.17323) section 3; the quantized network's inputs against the float network's outputs as
+              in AdaRound (arXiv:2004.10568); the bias as in Nagel et al. 2019 (arXiv:1906.04721) section 4.2.
+    """
+    layers = quantized_layers(model)
+    _check(model, layers, reference, inputs)
+    with torch.no_grad():
+        if not inputs:
+            for layer in layers.values():
+                _write(layer, fit_rows(weight_matrix(layer).double(), None, layer.rule.levels))
+            return
+        originals = _seen(reference, list(layers), inputs)
+        for name in originals:  # in the order of execution
+            _fit_layer(model, name, layers[name], originals[name], inputs)
+
+
+def _fit_layer(model: nn.Module, name: str, layer: Quantized, originals: list[Tensor], inputs: Inputs) -> None:
+    w = weight_matrix(layer).double()
+    moments = Moments.of(zip((patches(layer, x) for x in originals),
+                             (patches(layer, x[0]) for x in _running(model, name, inputs)), strict=True),
+                         centred=layer.bias is not None)
+    target, hessian = moments.target(w)
+    fitted = fit_rows(target, hessian, layer.rule.levels)
+    if layer.bias is not None:
+        layer.bias += (w @ moments.mean - fitted.weight @ moments.own_mean).to(layer.bias.dtype)
+    _write(layer, fitted)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's inputs: `own` of those it gets, (n, n), and `cross` of those with the float
+    network's, (n, n), about the means where `centred`."""
+
+    own: Tensor
+    cross: Tensor
+    mean: Tensor  # of the float network's inputs, (n,)
+    own_mean: Tensor
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]], centred: bool) -> "Moments":
+        """From pairs of equally many rows: inputs of the float network, and of this one."""
+        own, cross, mean, own_mean, rows = 0.0, 0.0, 0.0, 0.0, 0
+        for original, x in pairs:
+            own, cross = own + (x.T @ x).double(), cross + (x.T @ original).double()
+            mean, own_mean = mean + original.double().sum(0), own_mean + x.double().sum(0)
+            rows += len(x)
+        mean, own_mean = mean / rows, own_mean / rows
+        if centred:
+            own, cross = own - rows * own_mean.outer(own_mean), cross - rows * own_mean.outer(mean)
+        return cls(own / rows, cross / rows, mean, own_mean)
+
+    def target(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Least-squares weights (out, n) for the inputs as they are, and the matrix that weighs their errors (n, n).
+
+        A hundredth of the mean second moment is added to the diagonal, with which inputs that were hardly seen keep
+        their weights.
+        """
+        ridge = 0.01 * self.own.diagonal().mean().clamp_min(1e-12) * torch.eye(len(self.own)).to(self.own)
+        hessian = self.own + ridge
+        return torch.linalg.solve(hessian, (self.cross + ridge) @ w.T).T, hessian
+
+
+def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module | None, inputs: Inputs) -> None:
+    if not layers:
+        raise ValueError("the model has no quantized layer: call quantize first")
+    if model.training or (reference is not None and reference.training):
+        raise ValueError("fit needs networks in eval mode: call model.eval()")
+    if (reference is None) == bool(inputs):
+        raise ValueError("inputs and the float network as reference go together: give both, or neither")
+    for name, layer in layers.items():
+        if type(layer.rule) not in SCALES:
+            kind = type(layer.rule).__name__
+            raise ValueError(f"cannot fit {name}: rule {kind} is not one scale per output channel times codes; use "
+                             "learned-scale or lsq:k")
+        if isinstance(layer.rule, LSQ) and not layer.rule.per_channel:
+            raise ValueError(f"cannot fit {name}: LSQ with one step for the layer; use one per channel")
+        if getattr(layer, "groups", 1) != 1:
+            raise ValueError(f"cannot fit {name}: groups={layer.groups}; name it in the recipe's `keep`")
+
+
+def _write(layer: Quantized, fitted: Fitted) -> None:
+    """Latent weights that the layer's rule maps to the fitted ones."""
+    rule: WeightRule = layer.rule
+    shape = [-1 if axis == rule.out_dim else 1 for axis in range(layer.weight.ndim)]
+    getattr(rule, SCALES[type(rule)]).copy_(fitted.scale.view(shape))
+    layer.weight.copy_(fitted.weight.view(layer.weight.transpose(0, rule.out_dim).shape).transpose(0, rule.out_dim))
+
+
+@contextmanager
+def _watching(layers: dict[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    def watch(name: str):
+        return lambda layer, arguments: seen.setdefault(name, []).append(arguments[0])
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _seen(network: nn.Module, names: list[str], inputs: Inputs) -> dict[str, list[Tensor]]:
+    """What each layer is given, one tensor per batch, in the order of execution."""
+    seen: dict[str, list[Tensor]] = {}
+    with _watching({name: network.get_submodule(name) for name in names}, seen):
+        for batch in inputs:
+            network(*batch)
+    for name in names:
+        if len(seen.get(name, ())) != len(inputs):
+            raise ValueError(f"cannot fit {name}: it is run {len(seen.get(name, ())) / len(inputs):g} times a pass")
+    return seen
+
+
+def _running(model: nn.Module, name: str, inputs: Inputs) -> Iterator[list[Tensor]]:
+    """The same for one layer, batch by batch; what follows the layer is not run."""
+    layer = model.get_submodule(name)
+    for batch in inputs:
+        seen: dict[str, list[Tensor]] = {}
+        stop = layer.register_forward_hook(_stop)
+        try:
+            with _watching({name: layer}, seen):
+                model(*batch)
+        except _Reached:
+            pass
+        finally:
+            stop.remove()
+        yield seen[name]
+
+
+class _Reached(Exception):
+    """The layer that was waited for has been run."""
+
+
+def _stop(*_) -> None:
+    raise _Reached

@@ -1,0 +1,198 @@
+"""Quantization after training: what is fitted, against least squares and the float network."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onebit import nets
+from onebit.patches import patches, weight_matrix
+from onebit.post_training import Moments, fit
+from onebit.quantizers.multibit import LSQ
+from onebit.recipes import Recipe, quantize, recipe
+
+RULES = ("learned-scale", "lsq:2", "lsq:4")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (nn.Conv2d(3, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 3, 9, 8)),
+    (nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular", bias=False), (2, 3, 6, 6)),
+    (nn.Conv2d(4, 2, 3, padding="same"), (2, 4, 5, 5)),
+    (nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1), (2, 3, 5, 6)),
+    (nn.ConvTranspose2d(3, 5, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=1, dilation=(2, 1)), (2, 3, 5, 6)),
+    (nn.Linear(7, 3), (4, 7)), (nn.Linear(7, 3), (2, 4, 7)),
+])
+def test_patches_times_weights_are_the_layers_output(layer, shape):
+    x = torch.randn(shape, generator=generator())
+    y = patches(layer, x) @ weight_matrix(layer).T + (0 if layer.bias is None else layer.bias)
+    expected = layer(x) if isinstance(layer, nn.Linear) else layer(x).permute(0, 2, 3, 1)
+    assert torch.allclose(y, expected.reshape(y.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv1d(4, 4, 3)])
+def test_patches_of_other_layers_are_refused(layer):
+    with pytest.raises(ValueError, match="groups=1"):
+        patches(layer, torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_targets_are_the_least_squares_weights_for_other_inputs(centred):
+    """numpy's lstsq on |X w + b - X' v - c|^2 / rows + ridge |v - w|^2, with a free c where centred."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4)) + 1
+    own, w = x + 0.3 * rng.normal(size=x.shape) - 0.5, rng.normal(size=(3, 4))
+    halves = [(torch.from_numpy(x[part]), torch.from_numpy(own[part])) for part in (slice(0, 20), slice(20, 50))]
+    moments = Moments.of(halves, centred)
+    target, hessian = moments.target(torch.from_numpy(w))
+    shift = own.mean(0) if centred else 0
+    ridge = 0.01 * np.mean((own - shift) ** 2)
+    ones = np.ones((50, 1)) if centred else np.zeros((50, 0))
+    rows = np.block([[own / 50**0.5, ones / 50**0.5], [ridge**0.5 * np.eye(4), np.zeros((4, ones.shape[1]))]])
+    wanted = np.vstack([x @ w.T / 50**0.5, ridge**0.5 * w.T])
+    assert np.allclose(target.numpy(), np.linalg.lstsq(rows, wanted, rcond=None)[0][:4].T)
+    assert np.allclose(hessian.numpy(), np.cov(own.T, bias=True) + ridge * np.eye(4) if centred
+                       else own.T @ own / 50 + ridge * np.eye(4))
+
+
+def trained_like(name):
+    """A float network none of whose weights is zero, and inputs."""
+    torch.manual_seed(0)
+    model = nets.build(name, 4)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter)
+    x = torch.randn(24, 1, 16, 16, generator=generator())
+    timestep = torch.randint(0, 1000, (24,), generator=generator())
+    model.train()(x, timestep)  # batch norms get statistics
+    return model.eval(), [(x[:8], timestep[:8]), (x[8:16], timestep[8:16])], (x[16:], timestep[16:])
+
+
+def fitted(model, rule, reference=None, inputs=()):
+    model = deepcopy(model)
+    quantize(model, f"weights={rule} keep=time_mlp* ends=int8")
+    fit(model, reference, inputs)
+    return model
+
+
+@pytest.mark.parametrize("name", ["unet", "resunet"])
+@pytest.mark.parametrize("rule", RULES)
+@torch.no_grad()
+def test_seen_inputs_bring_the_network_nearer_to_the_float_one(name, rule):
+    """On inputs that it was not fitted on; without calibration the error is larger by a fifth and more."""
+    model, inputs, unseen = trained_like(name)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    blind, calibrated = fitted(model, rule), fitted(model, rule, model, inputs)
+    errors = [float((m(*unseen) - model(*unseen)).square().mean()) for m in (blind, calibrated)]
+    assert errors[0] > 1.2 * errors[1], errors
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", RULES)
+@torch.no_grad()
+def test_fitted_weights_are_what_the_rules_can_hold(rule):
+    model, inputs, _ = trained_like("unet")
+    for layer in [fitted(model, rule, model, inputs).mid.conv1, fitted(model, rule).up[0].conv1]:
+        used = layer.quantized_weight()
+        assert torch.allclose(used, layer.weight, atol=1e-6)  # latent weights are the fitted ones
+        codes, scales = layer.rule.stored(layer.weight)
+        assert set(codes.unique().tolist()) <= set(layer.rule.levels)
+        assert torch.allclose(codes[0] * scales.view(-1, 1, 1, 1), used, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_single_layer_keeps_its_mean_output_and_loses_little_else():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4)).eval()
+    x = torch.randn(200, 6, generator=generator()) @ torch.randn(6, 6, generator=generator(1)) + 2
+    quantized, blind = deepcopy(model), deepcopy(model)
+    for one in (quantized, blind):
+        quantize(one, "weights=learned-scale")
+    fit(quantized, model, [(x,)])
+    fit(blind)
+    assert torch.allclose(quantized(x).mean(0), model(x).mean(0), atol=1e-4)
+    far = [(m(x) - model(x)).square().mean(0) for m in (quantized, blind)]
+    assert (far[0] < far[1]).all()
+
+
+def test_layers_behind_others_are_fitted_to_the_inputs_they_get():
+    """Two layers: the second makes up for the first's error, which fitting it on the float network's inputs cannot."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8)).eval()
+    x = torch.randn(500, 16, generator=generator()) @ torch.randn(16, 16, generator=generator(1))
+    first, whole = deepcopy(model), deepcopy(model)
+    for one in (first, whole):
+        quantize(one, "weights=lsq:2")
+    fit(whole, model, [(x,)])
+    alone = nn.Sequential(deepcopy(model[2])).eval()
+    quantize(alone, "weights=lsq:2")
+    with torch.no_grad():
+        fit(alone, nn.Sequential(model[2]).eval(), [(model[:2](x),)])
+        behind = [(last(whole[:2](x)) - model(x)).square().mean() for last in (whole[2], alone)]
+    assert behind[0] < behind[1]
+
+
+def layer_wise():
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    quantize(model, "weights=lsq:2")
+    model[0].rule = LSQ(model[0].weight, bits=2, per_channel=False)
+    return model
+
+
+def quantized(layer, how):
+    model = nn.Sequential(layer).eval()
+    quantize(model, how)
+    return model
+
+
+@pytest.mark.parametrize("model, message", [
+    (nn.Sequential(nn.Linear(4, 4)).eval(), "call quantize first"),
+    (quantized(nn.Linear(4, 4), "weights=learned-scale").train(), "eval mode"),
+    (quantized(nn.Linear(4, 4), "weights=centred"), "cannot fit 0: rule Centred"),
+    (layer_wise(), "cannot fit 0: LSQ with one step"),
+    (quantized(nn.Conv2d(4, 4, 3, groups=2), "weights=learned-scale"), "cannot fit 0: groups=2"),
+])
+def test_what_cannot_be_fitted_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        fit(model)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.inner(self.inner(x))
+
+
+@pytest.mark.parametrize("keep, message", [
+    ("unused", "inner: it is run 2 times"), ("inner", "unused: it is run 0 times"),
+])
+def test_layers_that_inputs_reach_not_or_twice_are_refused(keep, message):
+    model = Twice().eval()
+    reference = deepcopy(model)
+    quantize(model, f"weights=learned-scale keep={keep}")
+    with pytest.raises(ValueError, match=message):
+        fit(model, reference, [(torch.zeros(2, 4),)])
+
+
+def test_inputs_and_the_float_network_go_together():
+    model = quantized(nn.Linear(4, 4), "weights=learned-scale")
+    with pytest.raises(ValueError, match="give both, or neither"):
+        fit(model, nn.Sequential(nn.Linear(4, 4)).eval())
+    with pytest.raises(ValueError, match="give both, or neither"):
+        fit(model, None, [(torch.zeros(2, 4),)])
+
+
+def test_recipes_say_how_a_network_is_quantized_after_training():
+    text = "weights=lsq:2 ends=int8 post_training=calibrated"
+    assert recipe(text) == Recipe(weights="lsq:2", ends="int8", post_training="calibrated")
+    assert str(recipe(text)) == text
+    with pytest.raises(ValueError, match="none, start, nearest, calibrated"):
+        recipe("weights=lsq:2 post_training=guessed")
