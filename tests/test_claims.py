@@ -372,3 +372,18 @@ def test_a_claim_that_nobody_measured_cannot_be_retaken(claim_id):
     first = assemble([pd.DataFrame([row("000-fmd-gap", estimate(2.3, 1.6, 3.3), "direction only", notebook="02")])])
     with pytest.raises(ValueError, match=f"claim {claim_id} has not been measured"):
         retake(first, [{"claim_id": claim_id}], "09")
+
+
+@pytest.mark.parametrize(("verdict", "counted"), [
+    ("reproduced", "reproduced"), ("direction only", "direction only"), (WIDE, "too few seeds"),
+    ("not testable here (one seed)", "too few seeds"), ("not testable here (no interval)", "too few seeds"),
+    ("not testable here (the control does not copy)", "not testable here"),
+    ("not testable here (smoke has not measured it)", "not measured yet"),
+])
+def test_figures_and_pages_count_verdicts_alike(verdict, counted):
+    assert claims.state(verdict) == counted
+
+
+def test_what_is_no_verdict_is_not_counted():
+    with pytest.raises(ValueError, match="'probably' is no verdict"):
+        claims.state("probably")

@@ -17,7 +17,7 @@ from .quantizers.weights import LearnedScale, WeightRule
 from .rounding import Fitted, fit_rows
 
 SCALES = {LearnedScale: "scale", LSQ: "step"}  # rules that are a scale per output channel times codes, and its name
-Inputs = Sequence[tuple[Tensor, Tensor]]
+Inputs = Sequence[tuple[Tensor, ...]]
 
 
 def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = ()) -> None:
@@ -37,7 +37,8 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
 
     model       quantized from the weights of `reference`, by rules with one scale per output channel
     reference   the float network
-    inputs      (x_t, timestep) batches as the network sees them in use: training images, noised, at random timesteps
+    inputs      batches of the network's arguments as it sees them in use: training images, noised, at random
+                timesteps, as (x_t, timestep), and what it is conditioned on
 
     Raises    ValueError for a model that is not quantized or in training mode, a rule or a layer that cannot be
               fitted (groups), inputs without a reference, or layers that the inputs do not reach, or reach twice.
@@ -131,9 +132,11 @@ def _write(layer: Quantized, fitted: Fitted) -> None:
 @contextmanager
 def _watching(layers: dict[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
     def watch(name: str):
-        return lambda layer, arguments: seen.setdefault(name, []).append(arguments[0])
+        def see(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            seen.setdefault(name, []).append(arguments[0] if arguments else named["input"])
+        return see
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield
     finally:

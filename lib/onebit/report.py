@@ -133,7 +133,7 @@ class Report:
         path = self._path("claims")
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         self._note(path.with_suffix(".csv"), "Claims this notebook decides, by the rules above.", runs)
-        page = frame[["claim_id", "claim", "published", "measured", "ci_low", "ci_high", "verdict"]]
+        page = frame[["claim", "verdict", "published", "measured", "ci_low", "ci_high", "claim_id"]]
         display(Markdown(_literal(page).to_markdown(index=False, floatfmt=".4g")))
         return path.with_suffix(".csv")
 

@@ -17,9 +17,10 @@ from .rules import (
     by_threshold,
     by_value,
     given,
+    state,
 )
 from .source import SOURCES, Claim, load
 
 __all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE", "REPRODUCED",
            "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_ratio", "by_threshold", "by_value", "given",
-           "load", "retake", "row", "summary"]
+           "load", "retake", "row", "state", "summary"]

@@ -6,7 +6,9 @@ from ..metrics.estimate import Estimate
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "contradicted", "not testable here")
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICTS
-TOO_WIDE = f"{NOT_TESTABLE} (interval too wide)"
+UNDECIDED = ("interval too wide", "one seed", "no interval")  # why a measurement decides nothing
+TOO_WIDE = f"{NOT_TESTABLE} ({UNDECIDED[0]})"
+TOO_FEW, WAITING = "too few seeds", "not measured yet"
 INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
 
 
@@ -91,6 +93,20 @@ def given(premise: Estimate | float, at_least: float, verdict: str, why: str) ->
     """
     _, low, _ = interval(premise)
     return verdict if low > at_least else f"{NOT_TESTABLE} ({why})"
+
+
+def state(verdict: str) -> str:
+    """A ledger's verdict as figures and pages count it: one of VERDICTS, or, of what is not testable here, "too few
+    seeds" (measured, with an interval too wide to decide, or none) and "not measured yet".
+
+    Raises    ValueError for what is none of VERDICTS, with or without a reason in brackets.
+    """
+    name, _, reason = verdict.partition(" (")
+    if name not in VERDICTS:
+        raise ValueError(f"{verdict!r} is no verdict; valid: {', '.join(VERDICTS)}")
+    if reason.removesuffix(")") in UNDECIDED:
+        return TOO_FEW
+    return WAITING if "has not measured" in reason else name
 
 
 def interval(measured: Estimate | float) -> tuple[float, float, float]:

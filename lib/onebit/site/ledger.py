@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..claims import NOT_TESTABLE, VERDICTS
+from .. import claims
 from ..plots import VERDICT_COLOURS
 from ..publish import measured_text, published_text
 
-WIDE, WAITING = "too few seeds", "not measured yet"
 STATES = tuple(VERDICT_COLOURS)  # every state a claim can be in, in the order of the figures
 TOLD = ("contradicted", "reproduced", "direction only", "not reproduced")  # what an answer says first
 SOURCES = {
@@ -78,19 +77,9 @@ def answer(rows: list[Row], notebook: str) -> Answer:
 
 
 def _row(record) -> Row:
-    state, reason = _state(record.verdict, record.measured == record.measured)
+    state = claims.state(record.verdict)
+    reason = record.verdict.partition(" (")[2].removesuffix(")") if "has not measured" not in record.verdict else ""
     measured, _, interval = measured_text(record).partition(" ")
     return Row(record.claim_id, record.claim[:1].upper() + record.claim[1:], record.source, published_text(record),
                measured, interval, record.published, record.measured, int(record.n_seeds), state, reason,
                record.notebook)
-
-
-def _state(verdict: str, measured: bool) -> tuple[str, str]:
-    name, _, reason = verdict.partition(" (")
-    if name not in VERDICTS:
-        raise ValueError(f"{verdict!r} is no verdict; valid: {', '.join(VERDICTS)}")
-    if name == NOT_TESTABLE and measured:
-        return WIDE, reason.rstrip(")")
-    if "has not measured" in reason:
-        return WAITING, ""
-    return name, reason.removesuffix(")")

@@ -81,9 +81,9 @@ def table(study: Study, name: str) -> pd.DataFrame:
         frechet = spread.interval(np.log(group.frechet).mean(), 1 / n, n, f"frechet: {label}")
         rows.append({"label": label, "seeds": n, "frechet": frechet.value, "frechet_low": frechet.low,
                      "frechet_high": frechet.high,
-                     **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"},
                      "published_cifar10": published[label].get("cifar10", np.nan),
-                     "published_bedrooms": published[label].get("bedrooms", np.nan)})
+                     "published_bedrooms": published[label].get("bedrooms", np.nan),
+                     **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"}})
     return pd.DataFrame(rows)
 
 
