@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .study import Job, Study
 
 METHODS = ("nearest", "calibrated")
-TRAINED = {1: "W1A32 base", 2: "W2A32 LSQ"}  # rows of the grid with the same rules in the same layers, by bits
+TRAINED = {1: "W1A32 base", 2: "W2A32 LSQ", 4: "W4A32 LSQ"}  # by bits: rows of the grid with these rules
 
 
 def runs(study: "Study") -> list[tuple[str, int, Run]]:
