@@ -68,7 +68,8 @@ def _table(found: re.Match, number: str, shelf: Shelf, root: str) -> str:
     if caption:
         item = shelf.find("table", number, caption)
     else:
-        item = shelf.claims(number) if found["table"].startswith("| claim_id ") else None
+        head = found["table"].partition("\n")[0]
+        item = shelf.claims(number) if "| claim_id " in head else None
     return blocks.table(found["table"], caption, item, root)
 
 
