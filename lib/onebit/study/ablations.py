@@ -124,21 +124,22 @@ def jobs(study: "Study") -> Iterator["Job"]:
     for row, run in trained(study):
         source = study.reestimated(run)
         yield Job(results.training_entry(run), partial(results.training, run))
-        yield _drawing(run, source.request, shown=False)
+        yield drawing(run, source.request, shown=False)
         if row.label in PICTURED and run.seed == first:
-            yield _drawing(run, pictured(study))
+            yield drawing(run, pictured(study))
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
     others = [source for _, _, source in by_sampler(study)]
     for source in others + [source for _, run in renormed(study) for source in both(study, run)]:
-        yield _drawing(source.run, source.request, shown=False)
+        yield drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     source = study.evaluation(teachers(study)[0])
     yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
 
 
-def _drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
+def drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
+    """The job of a set of samples."""
     from .study import Job
 
     return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import ablations, evaluation, results
+from . import ablations, evaluation
 from .run import Run
 
 if TYPE_CHECKING:
@@ -38,15 +38,12 @@ def jobs(study: "Study") -> Iterator["Job"]:
     """Samples, with statistics estimated anew, and metrics; whole sets of samples are not released."""
     from .study import Job
 
-    def drawing(run: Run, request: results.SampleSpec, shown: bool) -> Job:
-        return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
-
     for *_, run in runs(study):
         source = study.reestimated(run)
-        yield drawing(run, source.request, shown=False)
+        yield ablations.drawing(run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
     for *_, run in pictured(study):
-        yield drawing(run, ablations.pictured(study), shown=True)
+        yield ablations.drawing(run, ablations.pictured(study))
 
 
 def table(study: "Study") -> "pd.DataFrame":

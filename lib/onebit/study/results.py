@@ -3,7 +3,6 @@
 Each function looks in data/released/, then in data/runs/, then computes (and only then needs the data set).
 """
 
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import data, nets, post_training, recipes, sampling
+from .. import data, nets, recipes, sampling
 from ..audit import Audit
 from ..audit import audit as audit_of
 from ..batches import STATISTICS, Batches
-from ..diffusion import TIMESTEPS, add_noise, noise_loss
+from ..diffusion import TIMESTEPS, noise_loss
 from ..distill import distillation
 from ..judge import Judge, accuracy, look, train_judge
 from ..objective import Objective
@@ -26,6 +25,7 @@ from ..train import Loss, device, reestimate, save_weights, train
 from . import cache
 from .arrays import load_arrays, save_arrays
 from .cache import Entry
+from .post_training import quantize_trained
 from .run import Run
 
 if TYPE_CHECKING:  # pandas and scipy take a second to import, for which a `make paper` with nothing to do need not wait
@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # pandas and scipy take a second to import, for which a `make
 SNAPSHOT_SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)  # of the steps; ten samples are kept at each
 PACKED = "model.packed"  # instead of model.safetensors, see `release`
 PICTURES = 100
-CALIBRATION_BATCHES = 2  # that networks quantized after training are fitted on
 CALIBRATION_VERSION = 2
 KERNELS_VERSION = 1  # +1 whenever packed networks would draw other samples
 EVALUATION_VERSION = 1  # +1 whenever the same request would give other samples or metrics
@@ -163,28 +162,12 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     packed = folder / PACKED
     model = load_packed(packed) if packed.exists() and not average else _loaded(run, folder, average)
     if run != run.trained:
-        _quantize_trained(model.eval(), run)
+        quantize_trained(model.eval(), run)
     model.to(device(), memory_format=torch.channels_last)
     if reestimated:
         images = data.load(run.dataset, "train").images.to(device())
         reestimate(model, Batches(images, run.settings, STATISTICS), Objective())
     return model.eval()
-
-
-def _quantize_trained(model: nn.Module, run: Run) -> None:
-    """As a post-training recipe says; a calibrated one is shown noised training images."""
-    how = recipes.recipe(run.recipe)
-    if how.post_training == "calibrated":
-        draw = Batches(data.load(run.dataset, "train").images, run.settings, STATISTICS)
-        batches = [draw(step) for step in range(CALIBRATION_BATCHES)]
-        inputs = [(add_noise(x0, noise, timestep), timestep) for x0, noise, timestep in batches]
-        reference = deepcopy(model)
-        recipes.quantize(model, how)
-        post_training.fit(model, reference, inputs)
-        return
-    recipes.quantize(model, how)
-    if how.post_training == "nearest":
-        post_training.fit(model)
 
 
 def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
