@@ -273,15 +273,26 @@ def test_spds_gradient_is_that_of_finite_differences(options):
 
 
 @pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("channels", [5, 16, 19])  # the loops take eight at a time, and what is left one by one
 @pytest.mark.parametrize(("p", "height", "width"), [(4, 28, 28), (4, 14, 14), (4, 7, 7), (2, 6, 9), (1, 5, 3)])
-def test_compiled_loops_and_torchs_products_agree_in_value_and_gradient(p, height, width, batch):
-    """SPD takes the loops on a CPU and the products on a GPU: one number, one gradient."""
-    s, t = (gaussian(3, 5, height, width, seed=seed) for seed in (1, 2))
-    x, y = s.clone().requires_grad_(), s.clone().requires_grad_()
-    here = GramDistance.apply(x, t, Loops(p, x.shape[2]), batch)
+def test_compiled_loops_and_torchs_products_agree_in_value_and_gradient(p, height, width, channels, batch):
+    """SPD takes the loops for float32 on a CPU, the products elsewhere: one number, one gradient."""
+    s, t = (gaussian(3, channels, height, width, seed=seed) for seed in (1, 2))
+    x, y = s.float().requires_grad_(), s.requires_grad_()
+    here = GramDistance.apply(x, t.float(), Loops(p, height), batch)
     there = GramDistance.apply(cut(y, p).contiguous(), cut(t, p).contiguous(), Products, batch)
-    torch.testing.assert_close(here, there, rtol=1e-12, atol=0)
-    torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss, z in ((here, x), (there, y))))
+    assert here.item() == pytest.approx(there.item(), rel=1e-6)
+    slope, want = (torch.autograd.grad(loss, z)[0] for loss, z in ((here, x), (there, y)))
+    torch.testing.assert_close(slope.double(), want, rtol=1e-4, atol=1e-5 * want.abs().max().item())
+
+
+def test_spd_takes_the_loops_for_float32_on_a_cpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr("onebit.distill.Loops", lambda *args: taken.append(args) or Loops(*args))
+    features = gaussian(2, 4, 8, 8)
+    for dtype in (torch.float64, torch.float32):
+        SPD()([features.to(dtype)], [features.to(dtype) + 1])
+    assert taken == [(4, 8)]
 
 
 @pytest.mark.parametrize("norm", ["sample", "batch"])

@@ -181,7 +181,7 @@ class SPD(Distillation):
 
     def block(self, i: int, student: Tensor, teacher: Tensor) -> Tensor:
         p, batch = self._patches(*student.shape[-2:]), self.norm == "batch"
-        if self.gram == "row" and student.device.type == "cpu":
+        if self.gram == "row" and student.device.type == "cpu" and student.dtype == torch.float32:
             return GramDistance.apply(student, teacher, Loops(p, student.shape[2]), batch)
         return GramDistance.apply(self._matrices(student, p), self._matrices(teacher, p), Products, batch)
 

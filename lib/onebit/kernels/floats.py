@@ -1,10 +1,10 @@
-"""Eight floats at a time: what packing does to activations before they are bits."""
+"""Eight floats at a time: what packing does to activations before they are bits, and sums of products."""
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .vectors import F32, I1, I8, I32, I64, Vector, address, constant, intrinsic_call, load, splat
+from .vectors import F32, I1, I8, I32, I64, Vector, address, constant, intrinsic_call, load, pointer, splat
 
 FLOATS = 8  # the comparison of eight floats is one byte of a word
 _EIGHT, _EIGHT_INTEGERS = ir.VectorType(F32, FLOATS), ir.VectorType(I32, FLOATS)
@@ -21,6 +21,15 @@ def load_floats(typingctx, start, index):
 
 
 @intrinsic
+def store_floats(typingctx, start, index, a):
+    """Write eight floats at consecutive elements of the float32 array that starts at an address."""
+    def generate(context, builder, signature, args):
+        builder.store(args[2], pointer(builder, *args[:2], _EIGHT), align=4)
+        return context.get_dummy_value()
+    return types.void(address, address, eight), generate
+
+
+@intrinsic
 def zero_floats(typingctx):
     """Eight zeros."""
     return eight(), lambda context, builder, signature, args: constant(_EIGHT, 0.0)
@@ -31,6 +40,15 @@ def affine(typingctx, a, times, plus):
     """a times + plus."""
     def generate(context, builder, signature, args):
         return builder.fadd(builder.fmul(*args[:2]), args[2])
+    return eight(eight, eight, eight), generate
+
+
+@intrinsic
+def add_product(typingctx, total, a, b):
+    """total + a b, in one instruction where the processor has it."""
+    def generate(context, builder, signature, args):
+        total, a, b = args
+        return builder.fadd(total, builder.fmul(a, b, flags=("contract",)), flags=("contract",))
     return eight(eight, eight, eight), generate
 
 

@@ -82,7 +82,7 @@ def teachers(study: "Study", net: str = "unet") -> list[Run]:
     """The float networks that rows start from, one per seed."""
     runs = study.unet(recipes=("fp16",)) if net == "unet" else study.resunet(recipes=("fp16",))
     modern = [run for run in runs if run.ema]  # not those trained as weakly as published
-    return modern[: study.profile.ablation_seeds]
+    return modern[: len(study.profile.ablation_rows)]
 
 
 def budget(study: "Study", net: str = "unet") -> Run:
@@ -97,12 +97,13 @@ def budget(study: "Study", net: str = "unet") -> Run:
 def trained(study: "Study") -> list[tuple[Ablation, Run]]:
     """Every training of the grid, in the order in which it pays to compute them: headline rows of all seeds first.
 
-    The profile says up to which priority rows are trained at every seed, and up to which at the first one.
+    The profile says up to which priority rows are trained, seed by seed.
     """
-    starts = {net: (teachers(study, net), budget(study, net)) for net in {row.net for row in grid()}}
-    found = [(row, seed, row.run(teacher, starts[row.net][1]))
-             for row in grid() for seed, teacher in enumerate(starts[row.net][0])
-             if row.first <= (study.profile.ablation_rows if seed == 0 else study.profile.ablation_repeated)]
+    nets = {row.net for row in grid()}
+    starts = {net: list(zip(study.profile.ablation_rows, teachers(study, net), strict=True)) for net in nets}
+    budgets = {net: budget(study, net) for net in nets}
+    found = [(row, seed, row.run(teacher, budgets[row.net]))
+             for row in grid() for seed, (last, teacher) in enumerate(starts[row.net]) if row.first <= last]
     return [(row, run) for row, _, run in sorted(found, key=lambda item: (item[0].first, item[1]))]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def runs(study: "Study") -> list[Run]:
     """The float U-Net at the profile's `narrow_width`: steps, batches, noise and first seeds of the wide one."""
-    wide = study.unet(recipes=("fp16",))[: study.profile.ablation_seeds]
+    wide = study.unet(recipes=("fp16",))[: len(study.profile.ablation_rows)]
     return [replace(run, width=study.profile.narrow_width) for run in wide]
 
 

@@ -28,8 +28,8 @@ class Profile:
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`)
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
-    ablation_*       steps and seeds of notebook 07's grid; up to which priority of its rows every seed is trained
-                     (`repeated`), up to which the first (`rows`), and up to which they are drawn twice (`renormed`)
+    ablation_*       of notebook 07's grid: steps; up to which priority its rows are trained, seed by seed (`rows`); and
+                     up to which they are drawn twice (`renormed`)
     fitted_bits      bits per weight of the networks that are quantized after training (`fitted.py`)
     """
 
@@ -55,9 +55,7 @@ class Profile:
     solver_samples: int
     solver_steps: tuple[int, ...]
     ablation_steps: int
-    ablation_seeds: int
-    ablation_repeated: int
-    ablation_rows: int
+    ablation_rows: tuple[int, ...]
     ablation_renormed: int = 7
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
@@ -80,7 +78,7 @@ PROFILES = {
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,),
-        ablation_steps=10, ablation_seeds=1, ablation_repeated=5, ablation_rows=5, ablation_renormed=1,
+        ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
         fitted_bits=(1, 2),
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
@@ -90,7 +88,7 @@ PROFILES = {
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_seeds=2, ablation_repeated=4, ablation_rows=6,
+        ablation_steps=2_000, ablation_rows=(6, 4, 4),
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -99,7 +97,7 @@ PROFILES = {
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_seeds=3, ablation_repeated=7, ablation_rows=7, full_anywhere=True,
+        ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
         subset_samples=2_000,
     ),
 }
@@ -111,7 +109,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20, "few": 64, "walk_pairs": 12,
         "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
         "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
-        "subset_samples": 200, "ablation_steps": 100, "ablation_repeated": 1, "ablation_rows": 3,
+        "subset_samples": 200, "ablation_steps": 100, "ablation_rows": (3, 1),
         "fitted_bits": (1, 2, 4),
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128},

@@ -2,11 +2,11 @@
 
     teachers          model.safetensors in float32: students start from these very bits
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
-                      latent weights only where a notebook shows them.  Later seeds of the strict 1-bit arms likewise:
-                      the first seed's latent weights are for whoever wants to go on from them
+                      latent weights only of the one run whose a notebook shows.  Later seeds of the strict 1-bit arms
+                      likewise: the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    averaged weights  of the first seed of the runs that the study draws samples from by them
+    averaged weights  of the first seed of the U-Net's plain arms
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
 
@@ -34,7 +34,7 @@ from .study import Study
 
 FORM = 1  # +1 whenever a result would be released as other files
 LARGEST = 8_000_000  # bytes of a file
-LATENT = {"binarydm-w1a32"}  # undistilled students whose latent weights notebook 01 shows
+LATENT = "binarydm-w1a32"  # the recipe of the undistilled student whose latent weights notebook 01 shows
 MOSTLY_BITS = "strict-1bit"  # of the plain arms' recipes; packed, the published one would be larger than in float16
 SMALLEST = 2.0**-24  # above zero, in float16
 ROUNDS = 50  # of moving weights by a last place; one or two do
@@ -76,7 +76,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     """How each of the study's trainings is released, by the name of its result."""
     students = [run for _, run in ablations.trained(study)]
     teachers = {run.teacher for run in students}
-    averaged = [run for run in study.ten_class if run.seed == 0]
+    averaged = [run for run in study.unet() if run.seed == 0]
     return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *narrow.runs(study), *students] if run == run.trained}
 
@@ -85,7 +85,7 @@ def _form(run: Run, teachers: set[Run | None]) -> str:
     if run in teachers:
         return "float32"
     student = run.teacher and recipes.recipe(run.recipe).weights != "none"
-    latent_shown = run.recipe in LATENT and run.distill == "none"
+    latent_shown = run.recipe == LATENT and run.distill == "none" and run.seed == 0
     later_seed = run.recipe == MOSTLY_BITS and run.seed > 0
     return "packed" if later_seed or (student and not latent_shown) else "float16"
 
