@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from onebit.metrics.estimate import GROUPS, bootstrap, difference, jackknife, over_seeds
+from onebit.metrics.estimate import (
+    GROUPS,
+    bootstrap,
+    difference,
+    geometric_over_seeds,
+    jackknife,
+    over_seeds,
+)
 from onebit.metrics.pairing import chance_agreement, label_agreement, paired_distance
 
 
@@ -61,6 +68,14 @@ def test_seeds_have_students_interval_by_hand():
     assert found.high - 2 == pytest.approx(4.302652729911275 / np.sqrt(3), rel=1e-9) == 2 - found.low
 
 
+def test_factors_over_seeds_have_students_interval_of_their_logarithms():
+    """1, 10, 100: decades 0, 1, 2, mean 1, sd 1: half = 4.302653 / sqrt(3) decades."""
+    found, half = geometric_over_seeds([1, 10, 100], "p"), 4.302652729911275 / np.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(10), 3)
+    assert (found.low, found.high) == (pytest.approx(10 ** (1 - half)), pytest.approx(10 ** (1 + half)))
+    assert np.isnan(geometric_over_seeds([2.0], "p").low)
+
+
 def test_one_seed_has_a_value_and_no_interval():
     found = over_seeds([1.5], "p")
     assert found.value == 1.5 and np.isnan(found.low) and np.isnan(found.high)
@@ -72,6 +87,7 @@ def test_one_seed_has_a_value_and_no_interval():
     (lambda: bootstrap([[1.0, 2.0]], "p"), "one dimension"),
     (lambda: over_seeds([], "p"), "at least 1 values"),
     (lambda: over_seeds([np.inf], "p"), "no measurement"),
+    (lambda: geometric_over_seeds([1.0, 0.0], "p"), "must be positive"),
     (lambda: jackknife(lambda keep: 0.0, GROUPS - 1, "p"), "at least 20 images"),
 ])
 def test_what_cannot_be_estimated_is_refused(call, message):

@@ -35,6 +35,8 @@ def test_a_difference_is_paired_by_seed_whatever_the_order_of_rows():
     assert e.value == 3 and e.high - 3 == pytest.approx(stats.t.ppf(0.975, 1) * 1.0)
     assert tables.seed_values(measured.iloc[::-1], "d", "unet", "one").tolist() == [5, 2]
     assert tables.arm_mean(measured, "d", "unet", "one").value == 3.5
+    values = tables.seed_values(measured, "d", "unet", "one")
+    assert tables.arm_mean(measured, "d", "unet", "one", geometric=True).value == pytest.approx(np.sqrt(values.prod()))
 
 
 def test_other_nets_metrics_subsets_and_later_protocols_do_not_count():
@@ -55,7 +57,7 @@ def test_a_share_of_none_has_a_ratio_once_two_images_are_added():
     measured = frame(fp16=[0.5], one=[0.0]).assign(n=8)
     assert tables.compare(tables.counted(measured, "d"), "d", "unet", "one").value == pytest.approx(0.2)
     assert tables.counted(measured, "share").equals(measured)
-    with pytest.raises(ValueError, match="infinity"):
+    with pytest.raises(ValueError, match="must be positive"):
         tables.compare(measured, "d", "unet", "one")
 
 

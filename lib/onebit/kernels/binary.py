@@ -52,11 +52,12 @@ def _put(array, p, c, value):
 @njit(fastmath=SUMS)
 def _binarize_image(x, threshold, signs, magnitude):
     pixels, channels = x.shape
+    one, two = np.float32(1), np.float32(2)
     for p in range(pixels):
         total = np.float32(0)
         for c in range(channels):
             value = wide(x[p, c])
-            put(signs, p, c, np.float32(-1) if value < threshold[c] else np.float32(1))
+            put(signs, p, c, one - two * np.float32(value < threshold[c]))  # a branch here would keep vectors away
             total += abs(value)
         put(magnitude, p, 0, total / np.float32(channels))
 

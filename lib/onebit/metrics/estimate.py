@@ -1,5 +1,6 @@
 """A measured number with its interval: what every metric returns."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,19 @@ def over_seeds(values: Sequence[float], protocol: str) -> Estimate:
         return Estimate(float(x[0]), float("nan"), float("nan"), 1, protocol)
     half = scipy.stats.sem(x) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1)
     return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), protocol)
+
+
+def geometric_over_seeds(values: Sequence[float], protocol: str) -> Estimate:
+    """Geometric mean over training seeds, with Student's interval of the logarithms: for what scatters by factors, as
+    distances and their ratios do.  The interval lies above zero, and that of 1 / x is the inverse of that of x.
+
+    Raises    ValueError for no values, or values that are not positive and finite.
+    """
+    x = _finite(values, least=1)
+    if (x <= 0).any():
+        raise ValueError(f"values must be positive to be averaged in logarithms, got {x.min():g}")
+    e = over_seeds(np.log(x), protocol)
+    return Estimate(*(math.exp(v) for v in (e.value, e.low, e.high)), e.n, protocol)
 
 
 def _finite(values: ArrayLike, least: int = 2) -> NDArray[np.float64]:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 
 from .. import data, recipes
-from ..metrics import Estimate, over_seeds
+from ..metrics import Estimate, geometric_over_seeds, over_seeds
 from ..quantizers import WEIGHT_RULES, weight_rule
 from . import results
 from .run import Run
@@ -93,8 +92,7 @@ def compare(
     text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
     if not ratio:
         return over_seeds((a - b).tolist(), text)
-    e = over_seeds(np.log(a / b).tolist(), text)
-    return replace(e, value=math.exp(e.value), low=math.exp(e.low), high=math.exp(e.high))
+    return geometric_over_seeds((a / b).tolist(), text)
 
 
 def counted(frame: pd.DataFrame, *metrics: str) -> pd.DataFrame:
@@ -126,9 +124,12 @@ def seed_values(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: st
     return rows[rows.protocol == rows.protocol.iloc[0]].sort_values("seed").value.to_numpy()
 
 
-def arm_mean(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str = WHOLE) -> Estimate:
-    """Mean and interval over training seeds of `seed_values`."""
-    return over_seeds(seed_values(frame, metric, net, arm, subset), f"{metric}: {net} {arm}")
+def arm_mean(
+    frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str = WHOLE, geometric: bool = False
+) -> Estimate:
+    """Mean and interval over training seeds of `seed_values`; `geometric`: of what scatters by factors."""
+    mean = geometric_over_seeds if geometric else over_seeds
+    return mean(seed_values(frame, metric, net, arm, subset), f"{metric}: {net} {arm}")
 
 
 def ranges(frame: pd.DataFrame, keys: list[str], value: str) -> str:
