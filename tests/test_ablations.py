@@ -83,7 +83,7 @@ def test_headline_rows_come_first_and_at_every_seed():
     order = [(row.first, run.seed) for row, run in trained(laptop)]
     assert order == sorted(order)
     seeds = {row.label: {run.seed for other, run in trained(laptop) if other is row} for row, _ in trained(laptop)}
-    assert all(seeds[row.label] == {0, 1} for row in grid() if row.first == 1)
+    assert all(seeds[row.label] == {0, 1, 2} for row in grid() if row.first == 1)
 
 
 @pytest.mark.parametrize("net", ["unet", "resunet"])
@@ -260,12 +260,22 @@ def test_gains_are_paired_by_seed_and_have_the_interval_of_a_comparison():
     assert (frame.low[0], frame.high[0]) == (e.low, e.high)
 
 
+def test_gains_have_the_false_discovery_rate_of_benjamini_and_hochberg():
+    """Of two p values the larger is its own q, and the smaller's is twice itself, or the larger if that is less."""
+    frame = ablation_tables.gains(CHOICES, "frechet", {"b": "a", "c": "a"})
+    spread = ablation_tables.spread(CHOICES, "frechet")[0]
+    p = [spread.p_value(math.log(ratio), 2 / 2) for ratio in frame.ratio]
+    assert frame.q.max() == pytest.approx(max(p)) and frame.q.min() == pytest.approx(min(2 * min(p), max(p)))
+    assert ablation_tables.gains(CHOICES[CHOICES.seed == 0], "frechet", {"b": "a"}).q.isna().all()
+    assert ablation_tables.gains(CHOICES, "frechet", {"x": "a"}).empty
+
+
 def test_a_claim_rests_on_the_seeds_that_all_its_rows_have():
     laptop = Study.named("laptop", "mnist")
     both = ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A32 +EBB"])
     assert sorted((run.seed, run.recipe) for run in both) == sorted(
         (run.seed, run.recipe) for row, run in trained(laptop) if row.label in ("W1A32 base", "W1A32 +EBB"))
-    assert {run.seed for run in both} == {0, 1}
+    assert {run.seed for run in both} == {0, 1, 2}
     assert {run.seed for run in ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A8 base"])} == {0}
 
 

@@ -1,5 +1,6 @@
 """The result cache: whole or absent, checked on every read, shared by processes."""
 
+import contextlib
 import json
 import threading
 
@@ -72,6 +73,57 @@ def test_a_damaged_result_is_reported_set_aside_and_computed_anew(home, damage):
         again = cache.get(ENTRY, write("hello"))
     assert (again / "result.txt").read_text() == "hello"
     assert len(list(paths.RUNS.glob("*.corrupt"))) == 1
+
+
+def test_a_damaged_result_that_another_process_has_just_computed_anew_is_not_set_aside(home, monkeypatch):
+    folder, fault_of, seen = cache.get(ENTRY, write("hello")), cache._fault, []
+    (folder / "result.txt").write_text("jello")
+
+    def late(folder):
+        seen.append(fault_of(folder))
+        (folder / "result.txt").write_text("hello")  # the other process, before this one does what it makes of it
+        return seen[-1]
+
+    monkeypatch.setattr(cache, "_fault", late)
+    assert cache.find(ENTRY) == folder and "altered" in seen[0] and seen[1] is None
+    assert not list(paths.RUNS.glob("*.corrupt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*set aside")
+def test_two_that_find_one_damaged_result_at_once_set_it_aside_once_and_compute_it_once(home, monkeypatch):
+    folder, fault_of, calls, found = cache.get(ENTRY, write("hello")), cache._fault, [], []
+    (folder / "result.txt").write_text("jello")
+    both = threading.Barrier(2, timeout=30)
+
+    def seen_by_both(folder):
+        fault = fault_of(folder)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait()  # neither goes on before the other has seen the damage, too
+        both.abort()  # once: what is looked at again is looked at by one
+        return fault
+
+    def compute(work):
+        calls.append(1)
+        write("hello")(work)
+
+    monkeypatch.setattr(cache, "_fault", seen_by_both)
+    workers = [threading.Thread(target=lambda: found.append(cache.get(ENTRY, compute)), daemon=True) for _ in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert found == [folder] * 2 and calls == [1] and len(list(paths.RUNS.glob("*.corrupt"))) == 1
+    assert (folder / "result.txt").read_text() == "hello"
+
+
+def test_a_result_is_read_while_its_lock_is_held_and_a_damaged_one_left_to_the_holder(home):
+    folder = cache.get(ENTRY, write("hello"))
+    with cache._lock(ENTRY, wait=False):
+        assert cache.find(ENTRY) == cache.get(ENTRY, refuse) == folder
+        (folder / "result.txt").write_text("jello")
+        assert cache.find(ENTRY) is None and folder.is_dir()
+        with pytest.raises(Busy):
+            cache.get(ENTRY, refuse, wait=False)
 
 
 def test_a_released_result_comes_first_unless_from_scratch(home, monkeypatch):

@@ -3,11 +3,13 @@
 import gzip
 import hashlib
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from filelock import FileLock
 from sklearn.datasets import load_digits
 
 from onebit import data, paths
@@ -77,6 +79,18 @@ def test_grey_levels_survive_the_round_trip_and_overshoot_is_clamped():
     assert x[0] == -1 and x[255] == 1
     assert torch.equal(data.to_uint8(x), levels)
     assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: data.normalize(torch.zeros(2)), r"needs .* uint8 .*got torch\.float32; to_uint8 makes one"),
+    (lambda: data.normalize(torch.zeros(2).long()), r"got torch\.int64"),
+    (lambda: data.normalize(np.zeros(2, np.uint8)), "needs a tensor .*got ndarray"),
+    (lambda: data.to_uint8(torch.ones(2).byte()), r"needs .* floats .*got torch\.uint8; normalize makes one"),
+    (lambda: data.to_uint8(np.zeros(2)), "needs a tensor .*got ndarray"),
+])
+def test_images_on_another_scale_are_refused_rather_than_scaled_twice(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.fixture
@@ -182,6 +196,36 @@ def test_files_are_read_as_they_are(kuzushiji):
     assert test.images[0].flatten()[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert test.images.sum() == 45 and test.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert len(data.load("kmnist:37", "test")) == 2
+
+
+def test_files_that_another_process_is_downloading_are_waited_for(kuzushiji):
+    """One is half written, one is there as half an archive only: neither is called damaged."""
+    written, packed = kuzushiji / data.IDX_FILES[1], kuzushiji / data.IDX_FILES[3]
+    whole = {path: path.read_bytes() for path in (written, packed)}
+    written.write_bytes(whole[written][:1000])
+    packed.unlink()
+    archive = packed.with_name(f"{packed.name}.gz")
+    archive.write_bytes(gzip.compress(whole[packed])[:-12])
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(paths.DATA / ".kmnist.lock"):
+            other = pool.submit(data.available, "kmnist")
+            with pytest.raises(TimeoutError):
+                other.result(timeout=0.3)
+            for path, content in whole.items():
+                path.write_bytes(content)
+        assert other.result(timeout=60)
+
+
+def test_files_that_are_there_are_read_from_a_folder_that_takes_no_lock(kuzushiji, monkeypatch):
+    def refused(path):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(data, "FileLock", refused)
+    assert data.available("kmnist") and not list(paths.DATA.glob(".*"))
+    with open(kuzushiji / data.IDX_FILES[2], "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CorruptFile, match="truncated"):
+        data.available("kmnist")
 
 
 @pytest.mark.parametrize("name", data.IDX_FILES)

@@ -58,6 +58,14 @@ def test_frechet_needs_enough_features_to_leave_some_out():
 
 @pytest.mark.parametrize("measure", [
     frechet, frechet_infinity, lambda x, real: frechet_curve(x, real, (50,)),
+])
+def test_a_reference_that_is_not_fitted_yet_is_refused(measure):
+    with pytest.raises(ValueError, match=r"must be a Gaussian, got ndarray: fit it first: Gaussian\.fit\(real\)"):
+        measure(cloud(300), cloud(300, seed=1))
+
+
+@pytest.mark.parametrize("measure", [
+    frechet, frechet_infinity, lambda x, real: frechet_curve(x, real, (50,)),
 ], ids=["frechet", "infinity", "curve"])
 def test_features_that_do_not_fit_the_reference_are_refused(measure):
     broken = cloud(100)

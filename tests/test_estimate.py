@@ -12,6 +12,7 @@ from onebit.metrics.estimate import (
     jackknife,
     over_seeds,
 )
+from onebit.metrics.legibility import NO_CLASS
 from onebit.metrics.pairing import chance_agreement, label_agreement, paired_distance
 
 
@@ -115,6 +116,26 @@ def test_paired_distance_is_zero_for_the_same_images_and_one_for_unrelated_ones(
 def test_agreement_and_chance_by_hand():
     assert label_agreement([1, 2, 3, 4], [1, 2, 0, 0]).value == 0.5
     assert chance_agreement([0, 0, 1, 1], [0, 1, 1, 1]) == pytest.approx(0.5 * 0.25 + 0.5 * 0.75)
+
+
+def test_images_without_a_class_agree_with_none_and_count_among_the_images():
+    """Of four pairs one agrees, (3, 3), and not (-1, -1).  By chance: shares of class 3 are 1/2 and 1/4."""
+    a, b = [3, NO_CLASS, NO_CLASS, 3], [3, NO_CLASS, 5, 0]
+    assert label_agreement(a, b).value == 0.25
+    assert chance_agreement(a, b) == 0.5 * 0.25
+    assert chance_agreement([NO_CLASS], b) == 0
+
+
+@pytest.mark.parametrize("labels, message", [
+    ([0, 10], "labels {} must be classes -1 .. 9, got 0 .. 10"), ([-2, 3], "labels {} must be classes -1 .. 9, got -2"),
+    ([0.0, 1.0], "need integer labels {}"), ([], "need integer labels {}"), ([[0, 1]], "need integer labels {}"),
+])
+@pytest.mark.parametrize("measure", [label_agreement, chance_agreement])
+def test_labels_that_are_no_classes_are_refused_by_name(measure, labels, message):
+    with pytest.raises(ValueError, match=message.format("a")):
+        measure(labels, [1, 2])
+    with pytest.raises(ValueError, match=message.format("b")):
+        measure([1, 2], labels)
 
 
 @pytest.mark.parametrize("call", [

@@ -122,6 +122,12 @@ def test_fit_accepts_features_of_one_dimension():
     assert frechet_distance(a, b) == pytest.approx(101.0)
 
 
+def test_gaussians_of_different_dimensions_have_no_distance():
+    a, b = Gaussian(np.zeros(2), np.eye(2), 9), Gaussian(np.zeros(3), np.eye(3), 9)
+    with pytest.raises(ValueError, match="need Gaussians of one dimension, got 2 and 3"):
+        frechet_distance(a, b)
+
+
 @pytest.mark.parametrize("shape", [(3, 3), (2, 5), (0, 2), (4,), (4, 2, 1)])
 def test_features_that_are_too_few_or_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"need features \(N, D\) with N > D, got \("):

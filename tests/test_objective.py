@@ -10,7 +10,8 @@ from onebit import nets, train
 from onebit.connections import neighbour
 from onebit.diffusion import add_noise, noise_loss
 from onebit.distill import BLOCKS, Taps, distillation
-from onebit.objective import Objective
+from onebit.layers import quantized_layers
+from onebit.objective import Objective, asked
 from onebit.recipes import penalty, quantize
 
 EXAMPLE = (torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 10, 500, 999]))
@@ -44,6 +45,17 @@ def test_a_regulariser_is_added():
     torch.testing.assert_close(total, want)
     torch.testing.assert_close(objective.terms["noise_loss"] + objective.terms["penalty"], total.detach())
     model.mid.conv1.rule.advance(1.0)
+
+
+@pytest.mark.parametrize(("recipe", "more"), [
+    ("fp16", False), ("strict-1bit", False), ("reste-w1a1", False), ("binarydm-w1a32", True), ("bidm-w1a1", True),
+])
+def test_a_model_asks_for_more_than_the_noise_loss_where_its_recipe_adds_to_it(recipe, more):
+    model = net(recipe)
+    assert isinstance(asked(model), Objective) if more else asked(model) is noise_loss
+    for layer in quantized_layers(model).values():
+        layer.rule.advance(1.0)  # EBB goes over to one basis, which has no penalty
+    assert isinstance(asked(model), Objective) == (recipe == "bidm-w1a1")
 
 
 @pytest.mark.parametrize("name", ["l2", "lrm", "spd"])

@@ -190,6 +190,34 @@ def test_inputs_and_the_float_network_go_together():
         fit(model, None, [(torch.zeros(2, 4),)])
 
 
+@pytest.mark.parametrize("how", ["activations=lsq:4", "outputs=shortcut"])
+def test_layers_whose_inputs_or_outputs_are_quantized_too_are_not_fitted_on_inputs(how):
+    """Of their weights alone, which no input enters, the fit is right."""
+    model = quantized(nn.Linear(4, 4), f"weights=learned-scale {how}")
+    with pytest.raises(ValueError, match=r"cannot fit 0 on inputs: its input or output is quantized .*weights alone"):
+        fit(model, nn.Sequential(nn.Linear(4, 4)).eval(), [(torch.zeros(2, 4),)])
+    w = model[0].weight.detach().clone()
+    fit(model)
+    assert torch.allclose(model[0].quantized_weight(), w.sign() * w.abs().mean(1, keepdim=True))
+
+
+def test_a_reference_that_is_quantized_is_refused():
+    model = quantized(nn.Linear(4, 4), "weights=learned-scale")
+    with pytest.raises(ValueError, match="must be the float network, but its 0 is quantized: copy it before quantize"):
+        fit(model, deepcopy(model), [(torch.zeros(2, 4),)])
+
+
+@pytest.mark.parametrize("inputs, message", [
+    ((torch.zeros(3, 4), torch.zeros(3)), "got Tensor for a batch; put a single batch into a list"),
+    (torch.zeros(3, 4), "got Tensor; make a list of it"),
+    (((torch.zeros(3, 4),) for _ in "ab"), "got generator; make a list of it"),
+])
+def test_inputs_that_are_no_list_of_batches_are_refused(inputs, message):
+    model, reference = quantized(nn.Linear(4, 4), "weights=learned-scale"), nn.Sequential(nn.Linear(4, 4)).eval()
+    with pytest.raises(ValueError, match=rf"must be a list of batches.*\[\(x_t, timestep\), ...\], {message}"):
+        fit(model, reference, inputs)
+
+
 def test_recipes_say_how_a_network_is_quantized_after_training():
     text = "weights=lsq:2 ends=int8 post_training=calibrated"
     assert recipe(text) == Recipe(weights="lsq:2", ends="int8", post_training="calibrated")

@@ -423,6 +423,24 @@ def test_an_item_that_is_none_is_named(text, message):
         recipe(text)
 
 
+@pytest.mark.parametrize(("parts", "message"), [
+    ({"only": "down.*"}, r"only must be a tuple, such as \(\"down\.\*\",\), got 'down\.\*'"),
+    ({"keep": ["down.*"]}, r"keep must be a tuple, such as \(\"down\.\*\",\), got \['down\.\*'\]"),
+    ({"outputs": "shortcut"}, r"outputs must be a tuple, such as \(\"shortcut\",\), got 'shortcut'"),
+    ({"at": "down.*->ebb"}, r"at must be a tuple, such as \(\(\"down\.\*\", \"ebb\"\),\), got 'down\.\*->ebb'"),
+    ({"at": ("ab", "cd")}, "at: 'ab' is no pattern->rule"),  # two letters are no pair
+    ({"at": (["mid.*", "ebb"],)}, r"at: 'mid\.\*->ebb' is no pattern->rule"),
+])
+def test_a_string_or_list_is_not_taken_item_by_item(parts, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(weights="ebb", **parts)
+
+
+def test_some_layers_cannot_be_left_float_by_a_rule():
+    with pytest.raises(ValueError, match="unknown weight rule 'none'; valid: sign, xnor"):
+        recipe("weights=ebb at=down.*->none")
+
+
 @pytest.mark.parametrize("parts", [
     {"weights": "none", "activations": "lsq:4"}, {"weights": "none", "drop_bias": True},
 ])

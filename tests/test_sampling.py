@@ -185,10 +185,18 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
 @pytest.mark.parametrize(("options", "message"), [
     ({"sampler": "euler"}, "dpm-solver"), ({"steps": 0}, "1..1000"), ({"steps": 1001}, "1..1000"),
     ({"steps": 7}, "divide 1000"), ({"sampler": "pndm", "steps": 30}, "divide 1000"),
+    ({"batch": 0}, "batch must be at least 1 image, or None"), ({"batch": -5}, "batch must be .* got -5"),
+    ({"shape": (28, 28)}, r"shape must be \(C, H, W\), .*such as \(1, 28, 28\), got \(28, 28\)"),
+    ({"shape": (1, 0, 28)}, "three positive sizes"), ({"seed": -1}, "seed must be at least 0, got -1"),
 ])
 def test_bad_requests_name_what_is_valid(options, message):
     with pytest.raises(ValueError, match=message):
-        sample(Toy(), 1, shape=SHAPE, **options)
+        sample(Toy(), 1, **{"shape": SHAPE, **options})
+
+
+def test_a_count_out_of_numpy_is_a_count():
+    counted, again = (sample(Toy(), n, shape=SHAPE, steps=1) for n in (3, np.int64(3)))
+    assert torch.equal(counted, again)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -23,6 +23,8 @@ def test_two_rows_are_compared_as_by_a_paired_t_test():
     found = spread.interval((logs[:, 0] - logs[:, 1]).mean(), 2 / 5, 5, "p")
     wanted = scipy.stats.ttest_rel(logs[:, 0], logs[:, 1]).confidence_interval(0.95)
     assert spread.degrees == 4
+    assert spread.p_value((logs[:, 0] - logs[:, 1]).mean(), 2 / 5) == pytest.approx(
+        scipy.stats.ttest_rel(logs[:, 0], logs[:, 1]).pvalue, rel=1e-9)
     assert (math.log(found.low), math.log(found.high)) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
     assert (found.n, found.protocol) == (5, "p")
 

@@ -47,9 +47,25 @@ def test_other_nets_metrics_subsets_and_later_protocols_do_not_count():
     assert e.value == pytest.approx(2) and np.isnan(e.low)
 
 
-def test_an_arm_that_was_not_measured_is_an_error():
-    with pytest.raises(KeyError, match="two"):
-        tables.compare(frame(fp16=[1.0], one=[2.0]), "d", "unet", "two")
+@pytest.mark.parametrize("measure", [tables.compare, tables.seed_values, tables.arm_mean])
+@pytest.mark.parametrize("metric, net, arm", [("d", "unet", "two"), ("e", "unet", "one"), ("d", "vit", "one")])
+def test_an_arm_that_was_not_measured_is_an_error_that_names_it(measure, metric, net, arm):
+    with pytest.raises(KeyError, match=f"no {metric} of {net} {arm} on subset all"):
+        measure(frame(fp16=[1.0], one=[2.0]), metric, net, arm)
+
+
+def test_a_control_that_was_not_measured_is_an_error_that_names_it():
+    with pytest.raises(KeyError, match="no d of unet two on subset all"):
+        tables.compare(frame(fp16=[1.0], one=[2.0]), "d", "unet", "one", control="two")
+
+
+def test_an_arm_that_the_first_protocol_lacks_is_an_error():
+    """fp16 is there by two protocols, the other arm by the second alone: pairs would be of different ones."""
+    control = frame(fp16=[1.0])
+    later = frame(fp16=[1.0], one=[2.0]).assign(protocol="published")
+    with pytest.raises(KeyError, match="no d of unet one"):
+        tables.compare(pd.concat([control, later]), "d", "unet", "one")
+    assert tables.seed_values(pd.concat([control, later]), "d", "unet", "one").tolist() == [2]
 
 
 def test_a_share_of_none_has_a_ratio_once_two_images_are_added():

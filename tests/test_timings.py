@@ -60,7 +60,7 @@ def test_the_narrow_network_is_the_widest_whose_file_takes_no_more_bytes_than_th
 def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
     laptop = Study.named("laptop", "mnist")
     float_one, one_bit, narrow_one = narrow.arms(laptop).values()
-    assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:2]
+    assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:3]
     assert [(run.seed, run.recipe) for run in one_bit] == [(run.seed, "strict-1bit") for run in float_one]
 
 
@@ -68,7 +68,7 @@ def test_quality_is_of_every_seed_of_what_one_seed_is_timed_of():
     laptop = Study.named("laptop", "mnist")
     sources = tradeoff._sources(laptop)
     assert set(sources) == set(timings.measured_runs(laptop))
-    assert [source.run.seed for source in sources["W1A1 BiDM"]] == [0, 1]
+    assert [source.run.seed for source in sources["W1A1 BiDM"]] == [0, 1, 2]
     assert [source.run.seed for source in sources["unet strict-1bit"]] == [0, 1, 2]
     assert all(source.request.reestimated for one in sources.values() for source in one)
     paper = tradeoff._sources(Study.named("paper", "mnist"))["resunet fp16"]

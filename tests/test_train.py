@@ -1,13 +1,14 @@
 """The training loop: determinism, resuming, averaging, and stopping at a loss that is not finite."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from onebit import checkpoint, nets, recipes
 from onebit.batches import Batches
 from onebit.connections import neighbour
+from onebit.diffusion import noise_loss
 from onebit.errors import Diverged
 from onebit.objective import Objective
 from onebit.train import LOG_EVERY, Settings, averaged, reestimate, resolve_precision, train
@@ -235,19 +237,39 @@ def test_statistics_of_averaged_weights_are_means_over_fresh_batches(images, mon
 
 def test_sign_flips_count_the_share_of_signs_that_changed(tmp_path, images):
     """One binary layer, its latent weights moved by hand between two log rows: 3 of 9 signs change."""
-    from onebit.train import _Log
+    from onebit._log import Log
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 3, bias=False))
     recipes.quantize(model, recipes.Recipe(weights="sign"))
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     state = checkpoint.State(model, torch.optim.Adam(model.parameters()), [], step=1)
-    log = _Log(state, batch=1, progress=False, steps=1, on_log=None)
+    log = Log(state, batch=1, progress=False, steps=1, on_log=None)
     with torch.no_grad():
         model[0].weight[0] = -1.0
     log.add(torch.tensor(1.0), lr=0.1)
     log.close()
     assert state.log == [{"step": 1, "loss": 1.0, "lr": 0.1, "sign_flips": pytest.approx(3 / 9)}]
+
+
+@pytest.mark.parametrize(("recipe", "objective", "columns"), [
+    ("strict-1bit", noise_loss, []),
+    ("bidm-w1a1", Objective(), ["noise_loss"]),  # connections
+    ("weights=sign at=mid.*->ebb:transition=None ends=float", Objective(), ["noise_loss", "penalty"]),
+])
+def test_without_an_objective_a_model_gets_what_its_recipe_asks_for(recipe, objective, columns, tmp_path, images):
+    few = replace(SETTINGS, steps=3)
+    run(tmp_path / "own", images, few, new_model(recipe))
+    run(tmp_path / "told", images, few, new_model(recipe), objective=objective)
+    assert same_results(tmp_path / "own", tmp_path / "told")
+    assert list(pd.read_csv(tmp_path / "own" / "loss.csv")) == ["step", "loss", "lr", "sign_flips", *columns]
+    alpha = load_file(tmp_path / "own" / "model.safetensors").get("connections.alpha")
+    assert alpha is None or (alpha != alpha[0, 0]).any()
+
+
+def test_a_folder_may_be_named_by_a_string(tmp_path, images):
+    run(f"{tmp_path}/a", images, replace(SETTINGS, steps=1))
+    assert (tmp_path / "a" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(("wrong", "got"), [
@@ -275,11 +297,30 @@ def test_a_checkpoint_of_other_settings_is_refused_and_kept(other, said, tmp_pat
     assert path.exists() and not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_checkpoint_that_says_nothing_of_settings_fits(tmp_path, images):
+@pytest.mark.parametrize(("recipe", "brighter", "said"), [
+    ("strict-1bit weights=xnor", 0, r"recipe 'weights=centred .*' there, 'weights=xnor .*' now"),
+    ("strict-1bit", 1, r"images '\(300, 1, 16, 16\) \w{12}' there, '\(300, 1, 16, 16\) \w{12}' now"),
+])
+def test_a_checkpoint_of_another_recipe_or_other_images_is_refused_and_kept(recipe, brighter, said, tmp_path, images):
+    """Rules without state of their own, whose checkpoints look alike; one grey level of one pixel."""
+    path = interrupted(tmp_path, images)
+    images[7, 0, 3, 3] += brighter
+    with pytest.raises(ValueError, match=f"{said}.*another folder, or remove"):
+        run(tmp_path, images, model=new_model(recipe))
+    assert path.exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("silent", [["recipe", "images"], ["recipe", "images", *asdict(SETTINGS)]])
+def test_a_checkpoint_that_says_nothing_of_settings_recipe_or_images_fits(silent, tmp_path, images):
     interrupted(tmp_path / "old", images)
     note = json.loads((tmp_path / "old" / checkpoint.NOTE).read_text())
-    assert note.pop("settings") == {"steps": 50, "batch": 16, "lr": 1e-3, "warmup": 5, "decay": "cosine", "ema": 0.9,
-                                    "seed": 3, "precision": "float32"}
+    content = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:12]
+    assert note["settings"] == {"steps": 50, "batch": 16, "lr": 1e-3, "warmup": 5, "decay": "cosine", "ema": 0.9,
+                                "seed": 3, "precision": "float32", "images": f"(300, 1, 16, 16) {content}",
+                                "recipe": "weights=centred ends=float keep=*time*"}
+    note["settings"] = {name: value for name, value in note["settings"].items() if name not in silent}
+    if not note["settings"]:
+        del note["settings"]
     (tmp_path / "old" / checkpoint.NOTE).write_text(json.dumps(note))
     run(tmp_path / "old", images, checkpoint_seconds=1e9)
     run(tmp_path / "whole", images)
@@ -371,6 +412,18 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path, images):
 def test_unknown_settings_list_the_valid_ones(field, value, valid):
     with pytest.raises(ValueError, match=valid):
         Settings(steps=1, **{field: value})
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("steps", 0, "steps must be an integer >= 1, got 0"), ("steps", 2.5, "steps must be an integer >= 1, got 2.5"),
+    ("batch", -1, "batch must be an integer >= 1"), ("warmup", -1, "warmup must be an integer >= 0"),
+    ("seed", -1, "seed must be an integer >= 0"), ("lr", 0.0, "lr must be a finite number > 0"),
+    ("lr", float("nan"), "lr must be a finite number > 0"), ("lr", float("inf"), "lr must be a finite number > 0"),
+    ("ema", 1.0, "ema must be in 0 .. 1, 1 excluded, got 1.0"), ("ema", -0.1, "ema must be in 0 .. 1"),
+])
+def test_numbers_that_no_training_can_have_are_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**{"steps": 1, field: value})
 
 
 def test_precision_is_taken_as_said_and_auto_names_one():

@@ -19,7 +19,8 @@ NOTE = "checkpoint.json"
 @dataclass
 class State:
     """All that the rest of a run depends on.  `ema` is empty when averaging is off; an `objective` that is a module
-    has its state kept too; `settings`, by name, have to be those that the checkpoint was made under."""
+    has its state kept too; `settings`, by name, have to be those that the checkpoint was made under: recipe and images
+    count as such."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -50,7 +51,8 @@ def restore(folder: Path, state: State) -> None:
 
     A damaged checkpoint is reported, set aside as *.corrupt, and the run starts over.
 
-    Raises    ValueError for a checkpoint of other settings; one that says nothing of a setting fits.
+    Raises    ValueError for a checkpoint of other settings; one that says nothing of a setting, as older ones do of
+              recipe and images, fits.
     """
     note_path = folder / NOTE
     if not note_path.exists():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .diffusion import SCHEDULE, TIMESTEPS, NoiseSchedule, add_noise
+from .diffusion import TIMESTEPS, add_noise
 from .quantizers.timed import Clock
 from .taps import UP_BLOCKS, first, matching
 
@@ -183,10 +183,7 @@ def _tbs(model: nn.Module, patterns: str = "", *, timesteps: int = TIMESTEPS, ro
 CONNECTIONS = {"none": _none, "tbs": _tbs}  # by the name that a recipe gives them; for a model, without touching it
 
 
-def neighbour(
-    model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cache_dt: int = 1,
-    schedule: NoiseSchedule = SCHEDULE,
-) -> Cache:
+def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cache_dt: int = 1) -> Cache:
     r"""The cache of a training step: block outputs at the noisier timestep t', from the same image and noise.
 
         t' = min(t + cache_dt, T - 1),    x_t' = sqrt(alpha_bar_t') x_0 + sqrt(1 - alpha_bar_t') eps
@@ -204,9 +201,9 @@ def neighbour(
         raise ValueError(f"cache_dt must be at least 1 timestep, got {cache_dt}")
     if not isinstance(getattr(model, "connections", None), Connections):
         raise ValueError("the model has no connections; attach(model) adds them")
-    later = (timestep + cache_dt).clamp_max(schedule.timesteps - 1)
+    later = (timestep + cache_dt).clamp_max(TIMESTEPS - 1)
     with model.connections.recording() as cache, torch.no_grad(), _uncounted(model):
-        model(add_noise(x0, noise, later, schedule), later)
+        model(add_noise(x0, noise, later), later)
     return cache
 
 

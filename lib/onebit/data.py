@@ -6,12 +6,15 @@ import os
 import shutil
 import socket
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -150,13 +153,29 @@ def available(name: str) -> bool:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 grey levels 0..255 to float32 in [-1, 1], the range the diffusion models see."""
+    """uint8 grey levels 0..255 to float32 in [-1, 1], the range the diffusion models see.
+
+    Raises    ValueError for anything but uint8: floats have been scaled before, or not as they are to be here.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        raise ValueError(f"normalize needs a tensor of uint8 grey levels 0..255, got {_kind(images)}; to_uint8 makes "
+                         "one of images in [-1, 1]")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """The inverse of `normalize`, clamped to [-1, 1] first."""
+    """The inverse of `normalize`, clamped to [-1, 1] first.
+
+    Raises    ValueError for anything but floats: grey levels would be clamped to black and white.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"to_uint8 needs a tensor of floats in [-1, 1], got {_kind(x)}; normalize makes one of uint8 "
+                         "grey levels")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 @lru_cache(maxsize=2)
@@ -194,11 +213,32 @@ def _raw(base: str) -> Path:
 def _ensure_files(base: str) -> None:
     """Unpack .gz files a user has put there; else download what is missing."""
     raw = _raw(base)
-    for file in IDX_FILES:
-        if not (raw / file).exists() and (raw / f"{file}.gz").exists():
-            _gunzip(raw / f"{file}.gz", raw / file)
-    if not all((raw / file).exists() for file in IDX_FILES):
-        _download(base)
+    if _complete(base):
+        return  # nobody is at work on them, and a folder that is read-only would take no lock
+    with _alone(base):
+        for file in IDX_FILES:
+            if not (raw / file).exists() and (raw / f"{file}.gz").exists():
+                _gunzip(raw / f"{file}.gz", raw / file)
+        if not all((raw / file).exists() for file in IDX_FILES):
+            _download(base)
+
+
+def _complete(base: str) -> bool:
+    files = [_raw(base) / file for file in IDX_FILES]
+    return all(path.exists() for path in files) and [path.stat().st_size for path in files] == list(IDX_BYTES)
+
+
+@contextmanager
+def _alone(base: str) -> Iterator[None]:
+    """One process at a time: what another has half downloaded would look damaged, and be deleted on our advice.
+
+    Where nothing can be written there is nothing to wait for, and what is missing is said by what comes next.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            paths.DATA.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(paths.DATA / f".{base}.lock"))
+        yield
 
 
 def _gunzip(source: Path, target: Path) -> None:

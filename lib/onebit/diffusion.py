@@ -56,9 +56,7 @@ def predict(model: nn.Module, xt: Tensor, timestep: Tensor) -> Tensor:
     return (output if isinstance(output, Tensor) else output.sample).float()
 
 
-def noise_loss(
-    model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule = SCHEDULE
-) -> Tensor:
+def noise_loss(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     r"""Mean squared error of the predicted noise, over pixels and batch.
 
         L_simple = E |eps - eps_theta(x_t, t)|^2
@@ -66,12 +64,10 @@ def noise_loss(
     Shapes    as `add_noise` -> scalar, float32 whatever autocast makes of the model's output.
     Source    DDPM Eq. 14.
     """
-    return F.mse_loss(predict(model, add_noise(x0, noise, timestep, schedule), timestep), noise)
+    return F.mse_loss(predict(model, add_noise(x0, noise, timestep), timestep), noise)
 
 
-def image_losses(
-    model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedule = SCHEDULE
-) -> Tensor:
+def image_losses(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """`noise_loss` of each image apart, (B,): what training and held-out images are compared by."""
-    predicted = predict(model, add_noise(x0, noise, timestep, schedule), timestep)
+    predicted = predict(model, add_noise(x0, noise, timestep), timestep)
     return F.mse_loss(predicted, noise, reduction="none").flatten(1).mean(1)

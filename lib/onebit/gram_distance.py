@@ -48,19 +48,23 @@ class Loops:
     def __init__(self, p: int, height: int):
         from .kernels import grams, threads
 
-        threads.use_torchs_threads()
-        self.p, self.rows, self.kernels = p, height // p, grams
+        self.p, self.rows, self.kernels, self.alone = p, height // p, grams, threads.alone
 
     def grams(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(map(torch.from_numpy, self.kernels.grams(_pixels(x), self.p)))
+        pixels = _pixels(x)
+        with self.alone():
+            return tuple(map(torch.from_numpy, self.kernels.grams(pixels, self.p)))
 
     def part(self, gram: Tensor, other: Tensor, unit: Tensor, other_unit: Tensor) -> tuple[Tensor, Tensor]:
         arrays = (t.numpy() for t in (gram, other, unit, other_unit))
-        return other, torch.from_numpy(self.kernels.part(*arrays, self.rows))
+        with self.alone():
+            return other, torch.from_numpy(self.kernels.part(*arrays, self.rows))
 
     def slope(self, x: Tensor, gram: Tensor, difference: Tensor, along: Tensor, factor: Tensor) -> Tensor:
         arrays = (t.numpy() for t in (gram, difference, along, factor))
-        return torch.from_numpy(self.kernels.slopes(_pixels(x), self.p, *arrays)).permute(0, 3, 1, 2)
+        pixels = _pixels(x)
+        with self.alone():
+            return torch.from_numpy(self.kernels.slopes(pixels, self.p, *arrays)).permute(0, 3, 1, 2)
 
 
 def _pixels(x: Tensor) -> np.ndarray:

@@ -77,7 +77,6 @@ def walk(
     seed: int = 0,
     *,
     batch: int | None = None,
-    progress: bool = False,
 ) -> Tensor:
     """Images along slerp paths between latents, by DDIM with eta = 0: a path is a function of its latents alone.
 
@@ -89,8 +88,7 @@ def walk(
     """
     t = _positions(frames)
     path = slerp(*latent_pairs(n_pairs, shape, seed), torch.from_numpy(t)).flatten(0, 1)
-    images = sample(model, len(path), shape=shape, sampler="ddim", steps=steps, batch=batch, progress=progress,
-                    start=path)
+    images = sample(model, len(path), shape=shape, sampler="ddim", steps=steps, batch=batch, start=path)
     return to_uint8(images).unflatten(0, (n_pairs, frames))
 
 

@@ -1,5 +1,6 @@
 """The training loss: the noise loss, and what quantizers, distillation and connections add to it."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,13 @@ class Objective(nn.Module):
         with _taps(teacher) as taps:
             teacher(add_noise(x0, noise, timestep), timestep)
         return taps.features
+
+
+def asked(model: nn.Module) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]:
+    """The loss a model asks to be trained by: the noise loss, unless its connections or weight rules add to it."""
+    if getattr(model, "connections", None) is None and recipes.penalty(model) is None:
+        return noise_loss
+    return Objective()
 
 
 def _taps(model: nn.Module):

@@ -26,6 +26,8 @@ COLOURS = {
 }
 
 WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
+LABEL = (0.28, 0.045)  # width and height of one beside a point of `costs`, in axis lengths
+EVERY = 5  # rows of a log from one drawing of a live loss to the next
 
 VERDICT_COLOURS = {
     "reproduced": "#1e8449",
@@ -135,16 +137,16 @@ def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray,
     ax.tick_params(axis="x", which="both", labelsize=6)
 
 
-def legible(x: ArrayLike, y: ArrayLike, first: ArrayLike, width: float = 0.28, height: float = 0.045) -> NDArray:
+def legible(x: ArrayLike, y: ArrayLike, first: ArrayLike) -> NDArray:
     """Which labels to the right of points on two log axes do not lie on another: those of `first` are chosen first.
 
-    Shapes    x, y > 0, first booleans, (n,) -> booleans (n,).  width, height: of a label, in axis lengths.
+    Shapes    x, y > 0, first booleans, (n,) -> booleans (n,).
     """
     logs = np.log([x, y])
     places = ((logs - logs.min(1, keepdims=True)) / np.maximum(np.ptp(logs, 1, keepdims=True), 1e-9)).T
     chosen: list[int] = []
     for i in np.lexsort((np.asarray(y), ~np.asarray(first))):
-        if not any((abs(places[i] - places[j]) < (width, height)).all() for j in chosen):
+        if not any((abs(places[i] - places[j]) < LABEL).all() for j in chosen):
             chosen.append(i)
     return np.isin(np.arange(len(places)), chosen)
 
@@ -159,15 +161,15 @@ def colour_of(row) -> str:
 class LiveLoss:
     """A loss curve that moves while a network trains: pass it as `on_log`.  A static page keeps the last state."""
 
-    def __init__(self, title: str, every: int = 5):
+    def __init__(self, title: str):
         self.figure, self.ax = plt.subplots(figsize=(5.5, 2.4))
         self.ax.set(title=title, xlabel="step", ylabel="loss (noise MSE)", yscale="log")
-        self.every, self.rows, self.shown = every, [], None
+        self.rows, self.shown = [], None
         (self.line,) = self.ax.plot([], [], color=COLOURS["fp16"])
 
     def __call__(self, row: dict) -> None:
         self.rows.append((row["step"], row["loss"]))
-        if len(self.rows) % self.every == 1:
+        if len(self.rows) % EVERY == 1:
             self.draw()
 
     def draw(self) -> None:

@@ -41,7 +41,9 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
                 timesteps, as (x_t, timestep), and what it is conditioned on
 
     Raises    ValueError for a model that is not quantized or in training mode, a rule or a layer that cannot be
-              fitted (groups), inputs without a reference, or layers that the inputs do not reach, or reach twice.
+              fitted (groups; on inputs, one whose input or output is quantized too), a reference that is quantized,
+              inputs that are no list of batches or come without a reference, or layers that they do not reach, or
+              reach twice.
     Source    GPTQ (arXiv:2210.17323) section 3; the quantized network's inputs against the float network's outputs as
               in AdaRound (arXiv:2004.10568); the bias as in Nagel et al. 2019 (arXiv:1906.04721) section 4.2.
     """
@@ -108,9 +110,17 @@ def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module 
         raise ValueError("the model has no quantized layer: call quantize first")
     if model.training or (reference is not None and reference.training):
         raise ValueError("fit needs networks in eval mode: call model.eval()")
+    _check_inputs(inputs)
     if (reference is None) == bool(inputs):
         raise ValueError("inputs and the float network as reference go together: give both, or neither")
+    changed = quantized_layers(reference) if inputs else {}
+    if changed:
+        raise ValueError(f"reference must be the float network, but its {next(iter(changed))} is quantized: copy it "
+                         "before quantize")
     for name, layer in layers.items():
+        if inputs and (layer.activation is not None or layer.outputs):
+            raise ValueError(f"cannot fit {name} on inputs: its input or output is quantized too, which the fit leaves "
+                             "out; quantize weights alone (activations=none, no outputs), or fit without inputs")
         if type(layer.rule) not in SCALES:
             kind = type(layer.rule).__name__
             raise ValueError(f"cannot fit {name}: rule {kind} is not one scale per output channel times codes; use "
@@ -119,6 +129,15 @@ def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module 
             raise ValueError(f"cannot fit {name}: LSQ with one step for the layer; use one per channel")
         if getattr(layer, "groups", 1) != 1:
             raise ValueError(f"cannot fit {name}: groups={layer.groups}; name it in the recipe's `keep`")
+
+
+def _check_inputs(inputs: Inputs) -> None:
+    wanted = "inputs must be a list of batches, each a tuple of the network's arguments: [(x_t, timestep), ...]"
+    if not isinstance(inputs, Sequence):  # what runs out after one pass leaves nothing for the second layer
+        raise ValueError(f"{wanted}, got {type(inputs).__name__}; make a list of it")
+    for batch in inputs:
+        if not isinstance(batch, (tuple, list)):
+            raise ValueError(f"{wanted}, got {type(batch).__name__} for a batch; put a single batch into a list")
 
 
 def _write(layer: Quantized, fitted: Fitted) -> None:

@@ -1,117 +1,20 @@
 """What is quantized where: recipes, by name or spelt out, and `quantize`, which swaps layers of any torch module."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
 from .connections import CONNECTIONS, install
 from .errors import unknown
 from .layers import SWAPS, Quantized, quantized_layers, weight_layers
-from .quantizers import (
-    ACTIVATION_RULES,
-    OUTPUT_RULES,
-    WEIGHT_RULES,
-    ActivationRule,
-    Clock,
-    WeightRule,
-    activation_rule,
-    output_rule,
-    weight_rule,
-)
+from .quantizers import ActivationRule, Clock, WeightRule, activation_rule, output_rule, weight_rule
 from .quantizers import spec as specs
 from .taps import reached
-
-POST_TRAINING = ("none", "start", "nearest", "calibrated")
-ENDS = {"quantized": None, "float": None, "int8": "lsq:8"}  # of the first and last layer
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way to quantize a network.  `str(recipe)` spells it out, and `recipe(text)` reads that back.
-
-    A name pattern (as fnmatch's, case counts) stands for the whole name of a layer.  One that matches none is tried
-    behind any prefix, so that "time_mlp*" is found in a wrapper too, as "unet.time_mlp".
-
-    weights         weight rule ("xnor", "lsq:2", ...; "none": leave the network alone)
-    at              (name pattern, weight rule) pairs for layers that get another rule; the first match counts
-    activations     activation rule of every quantized layer ("lsq:4", "bidm", ...; "none": inputs stay as they are)
-    outputs         what follows each quantized layer: "shortcut", "rprelu"
-    connections     "none", or "tbs" with its options ("tbs:up.1+up.2,initial=0.0"; no names: every up block): mix
-                    block outputs with those of the previous timestep
-    ends            first and last layer (in the order of registration, `keep` set aside): "quantized" like the others,
-                    "float", or "int8" (8-bit LSQ; of the input only where `activations` quantizes inputs)
-    only            name patterns of the layers to quantize; () means all
-    keep            name patterns of layers that stay float whatever `only` says
-    drop_bias       remove the bias of quantized layers, as the published code does
-    post_training   train in float and quantize afterwards: "start" leaves the rules as they start, "nearest" and
-                    "calibrated" have them fitted to the weights or to inputs (`post_training.fit`); "none": as usual
-    """
-
-    weights: str = "none"
-    at: tuple[tuple[str, str], ...] = ()
-    activations: str = "none"
-    outputs: tuple[str, ...] = ()
-    connections: str = "none"
-    ends: str = "quantized"
-    only: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    drop_bias: bool = False
-    post_training: str = "none"
-
-    def __post_init__(self):
-        _check_pairs(self.at)
-        for rule in [self.weights, *(rule for _, rule in self.at)]:
-            if rule != "none":
-                specs.lookup("weight rule", WEIGHT_RULES, rule)
-        if self.activations != "none":
-            specs.lookup("activation rule", ACTIVATION_RULES, self.activations)
-        for output in self.outputs:
-            specs.lookup("output rule", OUTPUT_RULES, output)
-        specs.lookup("connections", CONNECTIONS, self.connections)
-        if self.ends not in ENDS:
-            unknown("ends", self.ends, ENDS)
-        if self.weights == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
-            raise ValueError("a recipe with weights=none leaves the network alone: give it no other part")
-        if self.post_training not in POST_TRAINING:
-            unknown("post_training", self.post_training, POST_TRAINING)
-        if self.post_training != "none" and (self.activations, self.outputs, self.connections) != ("none", (), "none"):
-            raise ValueError("a post-training recipe has no training to learn activations, outputs or connections in")
-
-    def __str__(self) -> str:
-        parts = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        return " ".join(f"{name}={_spell(value)}" for name, value in parts) or "weights=none"
-
-
-def _check_pairs(at: tuple[tuple[str, str], ...]) -> None:
-    for item in at:
-        if len(item) != 2 or not all(item):
-            raise ValueError(f"at: {'->'.join(item)!r} is no pattern->rule, such as down.0.*->ebb")
-
-
-def _spell(value: str | bool | tuple) -> str:
-    if isinstance(value, tuple):
-        return "|".join("->".join(item) if isinstance(item, tuple) else item for item in value)
-    return str(value)
-
-
-def _read(name: str, text: str) -> str | bool | tuple:
-    kind = {f.name: f.default for f in fields(Recipe)}[name]
-    if isinstance(kind, bool):
-        if text not in ("True", "False"):
-            unknown(name, text, ["True", "False"])
-        return text == "True"
-    if isinstance(kind, tuple):
-        items = tuple(text.split("|"))
-        if name == "outputs" and "" in items:
-            raise ValueError(f"outputs={text} names an empty output rule; valid: {', '.join(OUTPUT_RULES)}, or leave "
-                             "the part out")
-        return tuple(tuple(item.split("->", 1)) for item in items) if name == "at" else items
-    return text
-
 
 TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*")  # ours, the papers', diffusers'
 HIGH_RESOLUTION = tuple(  # BinaryDM's place for EBB: blocks at full and half resolution, on both sides
@@ -167,13 +70,7 @@ def recipe(text: str) -> Recipe:
     named = RECIPES.get(first)
     if named is None and "=" not in first:
         unknown("recipe", first, RECIPES)
-    changes = {}
-    for part in rest if named else [first, *rest]:
-        name, _, value = part.partition("=")
-        if name not in Recipe.__dataclass_fields__:
-            unknown("part of a recipe", name, Recipe.__dataclass_fields__)
-        changes[name] = _read(name, value)
-    return replace(named or Recipe(), **changes)
+    return replace(named or Recipe(), **changes(rest if named else [first, *rest]))
 
 
 def quantize(

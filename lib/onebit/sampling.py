@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from queue import SimpleQueue
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .diffusion import SCHEDULE, NoiseSchedule, predict
+from .diffusion import SCHEDULE, TIMESTEPS, predict
 from .errors import Diverged, unknown
 from .frozen import frozen, sharing_weights
 
@@ -56,7 +57,7 @@ SAMPLERS: dict[str, Callable] = {"ddpm": _ddpm, "ddim": _ddim, "pndm": _pndm, "d
 STRIDED = ("ddim", "pndm")
 
 
-def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
+def scheduler(sampler: str, steps: int):
     """A diffusers scheduler on our noise schedule, its timestep grid set.
 
     `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12).
@@ -66,17 +67,17 @@ def scheduler(sampler: str, steps: int, schedule: NoiseSchedule = SCHEDULE):
     """
     if sampler not in SAMPLERS:
         unknown("sampler", sampler, SAMPLERS)
-    if not 1 <= steps <= schedule.timesteps:
-        raise ValueError(f"steps must be in 1..{schedule.timesteps}, got {steps}")
-    if sampler in STRIDED and schedule.timesteps % steps:
-        raise ValueError(f"{sampler} needs steps that divide {schedule.timesteps}, got {steps}")
+    if not 1 <= steps <= TIMESTEPS:
+        raise ValueError(f"steps must be in 1..{TIMESTEPS}, got {steps}")
+    if sampler in STRIDED and TIMESTEPS % steps:
+        raise ValueError(f"{sampler} needs steps that divide {TIMESTEPS}, got {steps}")
     made = SAMPLERS[sampler](dict(
-        num_train_timesteps=schedule.timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
+        num_train_timesteps=TIMESTEPS, beta_start=SCHEDULE.beta_start, beta_end=SCHEDULE.beta_end,
         beta_schedule="linear", prediction_type="epsilon",
     ))
     made.set_timesteps(steps)
     if made.timesteps.min() < 0:  # diffusers' float range can overshoot by a timestep -1
-        raise ValueError(f"{sampler} has no sound grid of {steps} steps; use a divisor of {schedule.timesteps}")
+        raise ValueError(f"{sampler} has no sound grid of {steps} steps; use a divisor of {TIMESTEPS}")
     return made
 
 
@@ -110,18 +111,17 @@ def sample(
     Shapes    indices: n for images 0 .. n-1, or their numbers; shape (C, H, W) -> (n, C, H, W) float32 on the CPU.
               start (n, C, H, W), one row per index.  `batch`: images per call of the network; it is chosen if None.
     Units     [-1, 1], clamped once at the end.
-    Raises    ValueError as `scheduler`, for an empty or negative request, or for a start that is not of these shapes,
-              not finite floats, or not to be followed, since `ddpm` draws noise on its way; Diverged for an image with
-              NaN or infinity in it.
+    Raises    ValueError as `scheduler`, for an empty or negative request, a shape that is not three positive sizes, a
+              negative seed or a batch of no images, or for a start that is not of these shapes, not finite floats, or
+              not to be followed, since `ddpm` draws noise on its way; Diverged for an image with NaN or infinity in it.
     """
-    numbers = range(indices) if isinstance(indices, int) else list(indices)
-    if not len(numbers) or min(numbers) < 0:
-        raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
+    numbers = _numbers(indices)
     scheduler(sampler, steps)
+    _check_request(shape, seed, batch)
     if start is not None:
         _check_start(start, (len(numbers), *shape), sampler)
     workers = _workers(model, len(numbers))
-    batch = batch or _batch(model, len(numbers), workers)
+    batch = _batch(model, len(numbers), workers) if batch is None else batch
     parts = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
 
     def draw(network: nn.Module, part: slice) -> Tensor:
@@ -132,9 +132,25 @@ def sample(
     return torch.cat(list(_spread(draw, frozen(model), parts, min(workers, len(parts)), progress)))
 
 
+def _numbers(indices: int | Sequence[int]) -> Sequence[int]:
+    numbers = range(indices) if isinstance(indices, Integral) else list(indices)
+    if not len(numbers) or min(numbers) < 0:
+        raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
+    return numbers
+
+
+def _check_request(shape: tuple[int, int, int], seed: int, batch: int | None) -> None:
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be (C, H, W), three positive sizes such as (1, 28, 28), got {tuple(shape)}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1 image, or None to have it chosen, got {batch}")
+
+
 def _workers(model: nn.Module, n: int) -> int:
-    """How many batches of n images run at a time.  One on a GPU; and with our kernels, whose threads are numba's: some
-    of its threading layers end the process when two threads call them."""
+    """How many batches of n images run at a time.  One on a GPU; and with our kernels, which let one
+    Python thread in at a time (`kernels.threads.alone`)."""
     kernels = any(type(module).__module__.startswith(f"{__package__}.kernels") for module in model.modules())
     if kernels or _place(model).type != "cpu":
         return 1

@@ -1,34 +1,33 @@
 """One training loop for every network, recipe and profile."""
 
 import copy
+import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import checkpoint
+from ._log import LOG_EVERY, Log
 from .batches import STATISTICS, Batches, seeded_randomness
 from .checkpoint import State
 from .diffusion import noise_loss
-from .errors import Diverged, unknown
+from .errors import unknown
 from .files import replacing
-from .objective import Objective
-from .recipes import quantized_layers, schedules
+from .objective import Objective, asked
+from .recipes import Recipe, schedules
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # of (model, x0, noise, timestep)
 
 VERSION = 1  # +1 whenever the same settings would give other weights; tests/test_train.py pins three losses
-LOG_EVERY = 20  # steps; also the grid on which checkpoints are possible
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0  # between checkpoints, which are possible where a row of the log ends
 BATCH_NORM_BATCHES = 100  # over which batch-norm statistics are estimated anew
 DECAYS = ("constant", "cosine")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -43,6 +42,8 @@ class Settings:
     decay            "constant", or "cosine" down to zero at the last step
     ema              decay per step of the averaged weights kept beside the last ones; 0 switches averaging off
     precision        of the arithmetic: "auto" is bfloat16 autocast where the processor computes in it, else float32
+
+    Raises    ValueError, naming the field, for a word or a number that it cannot be.
     """
 
     steps: int
@@ -59,8 +60,14 @@ class Settings:
             unknown("decay", self.decay, DECAYS)
         if self.precision not in PRECISIONS:
             unknown("precision", self.precision, PRECISIONS)
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be positive, got {self.steps} and {self.batch}")
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a finite number > 0, got {self.lr!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in 0 .. 1, 1 excluded, got {self.ema!r}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0 .. steps-1."""
@@ -85,48 +92,42 @@ def resolve_precision(precision: str) -> str:
 
 
 def train(
-    model: nn.Module,
-    images: Tensor,
-    settings: Settings,
-    folder: Path,
-    snapshot: Callable[[nn.Module], Tensor] | None = None,
-    snapshot_steps: tuple[int, ...] = (),
-    on_log: Callable[[dict], None] | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    progress: bool = True,
-    objective: Loss = noise_loss,
+    model: nn.Module, images: Tensor, settings: Settings, folder: Path | str,
+    snapshot: Callable[[nn.Module], Tensor] | None = None, snapshot_steps: tuple[int, ...] = (),
+    on_log: Callable[[dict], None] | None = None, checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: bool = True, objective: Loss | None = None,
 ) -> dict:
     """Train `model` in place on uint8 `images`; write model.safetensors, ema.safetensors, loss.csv, snapshots.npz.
 
+    The loss is `objective`; None stands for what the model asks for (`objective.asked`).
     Batch order, noise and timesteps are functions of (seed, step), so two arms of a comparison see the same ones.
     So are the numbers that dropout and rules that round at random draw.
     A run that was killed resumes from `folder`'s checkpoint and ends with the weights of an uninterrupted one.
-    loss.csv has a row every 20 steps: step, mean loss since the row before, learning rate, and the share of 1-bit
-    weights whose sign differs from the row before; an `Objective` adds a column for each part of its last loss.
+    loss.csv has a row every 20 steps: step, mean loss since the row before, learning rate, and, of the codes of all
+    quantized layers, however many bits they have, the share that turned positive or ceased to be since the row before;
+    an `Objective` adds a column for each part of its last loss.
 
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
     Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, or for a checkpoint of
-              other settings; Diverged at the first step whose loss is not finite, with the last checkpoint kept.
+              other settings, another recipe or other images; Diverged at the first step whose loss is not finite, with
+              the last checkpoint kept.
     """
-    _check_images(images)
-    if len(images) < settings.batch:
-        raise ValueError(f"{len(images)} training images are fewer than one batch of {settings.batch}")
+    _check_images(images, settings.batch)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     place, precision = device(), resolve_precision(settings.precision)
-    model.to(place, memory_format=torch.channels_last).train()
     batches = Batches(images.to(place), settings)
-    optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
-    state = State(model, optimizer, _ema_start(model, settings), objective, settings=_noted(settings))
+    state = _began(model, images, settings, objective)
     scheduled = schedules(model)
     checkpoint.restore(folder, state)
-    log = _Log(state, settings.batch, progress, settings.steps, on_log)
+    log = Log(state, settings.batch, progress, settings.steps, on_log)
     saved, seeded = time.monotonic(), seeded_randomness(model, settings.seed)
     for step in range(state.step, settings.steps):
         for rule in scheduled:
             rule.advance(step / settings.steps)
         with seeded(step):
-            loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, objective)
+            loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, state.objective)
         _ema_update(state, settings)
         state.step = step + 1
         log.add(loss, settings.lr_at(step))
@@ -155,25 +156,34 @@ def optimize(
     return loss.detach()
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, batch: int) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
         got = f"{images.dtype} {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
         raise ValueError(f"train needs a tensor of uint8 grey levels 0..255, (N, C, H, W), got {got}; data.to_uint8 "
                          "makes one of images in [-1, 1]")
+    if len(images) < batch:
+        raise ValueError(f"{len(images)} training images are fewer than one batch of {batch}")
 
 
-def _noted(settings: Settings) -> dict:
-    """The settings as a checkpoint's JSON holds them: numpy's numbers as Python's."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in asdict(settings).items()}
+def _began(model: nn.Module, images: Tensor, settings: Settings, objective: Loss | None) -> State:
+    """A run before its first step, the model where it will be trained."""
+    model.to(device(), memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
+    average = [p.detach().clone() for p in model.parameters()] if settings.ema else []
+    objective = asked(model) if objective is None else objective
+    return State(model, optimizer, average, objective, settings=_noted(model, images, settings))
+
+
+def _noted(model: nn.Module, images: Tensor, settings: Settings) -> dict:
+    """What a checkpoint's JSON says of its run: settings, numpy's numbers as Python's, recipe, and which images."""
+    values = {name: value.item() if hasattr(value, "item") else value for name, value in asdict(settings).items()}
+    content = hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()[:12]
+    return values | {"recipe": str(getattr(model, "recipe", Recipe())), "images": f"{tuple(images.shape)} {content}"}
 
 
 def _finite(model: nn.Module) -> bool:
     """A finite loss may already have made weights that are not; such weights are no good checkpoint."""
     return all(bool(p.isfinite().all()) for p in model.parameters())
-
-
-def _ema_start(model: nn.Module, settings: Settings) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()] if settings.ema else []
 
 
 def _ema_update(state: State, settings: Settings) -> None:
@@ -244,63 +254,3 @@ def _write_results(folder: Path, state: State, batches: Batches, settings: Setti
     with replacing(folder / "snapshots.npz") as partial:
         np.savez_compressed(partial, **{k: v.cpu().numpy() for k, v in state.snapshots.items()})
     checkpoint.clear(folder)
-
-
-class _Log:
-    """Collects losses on the device and turns every 20 of them into a row, so that no step waits for its loss."""
-
-    def __init__(self, state: State, batch: int, progress: bool, steps: int, on_log):
-        self.state, self.batch, self.on_log = state, batch, on_log
-        self.losses: list[Tensor] = []
-        self.layers = list(quantized_layers(state.model).values())
-        self.codes = self._codes()
-        self.bar = tqdm(total=steps, initial=state.step, desc="training", disable=not progress)
-        self.first, self.began, self.before = state.step, time.monotonic(), state.seconds
-        self.lr = 0.0
-
-    def add(self, loss: Tensor, lr: float) -> None:
-        self.losses.append(loss)
-        self.lr = lr
-        self.bar.update()
-        if self.state.step % LOG_EVERY == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.losses:
-            return
-        losses = torch.stack(self.losses).double().cpu()
-        if not torch.isfinite(losses).all():
-            first = self.state.step - len(losses) + int((~torch.isfinite(losses)).nonzero()[0]) + 1
-            raise Diverged(f"loss not finite at step {first}; the last checkpoint is kept; lower the learning rate")
-        codes, n = self._codes(), sum(c.numel() for c in self.codes)
-        same = [(a, b) for a, b in zip(self.codes, codes, strict=True) if a.shape == b.shape]  # not across a transition
-        flips = sum(int((a != b).sum()) for a, b in same) / n if n else 0.0
-        row = {"step": self.state.step, "loss": losses.mean().item(), "lr": self.lr, "sign_flips": flips}
-        row |= {name: float(term) for name, term in getattr(self.state.objective, "terms", {}).items()}
-        self.state.log.append(row)
-        self.state.seconds = self.before + time.monotonic() - self.began
-        self.codes, self.losses = codes, []
-        self.bar.set_postfix_str(f"loss {row['loss']:.4f}")
-        if self.on_log:
-            self.on_log(row)
-
-    def close(self) -> None:
-        self.flush()
-        self.bar.close()
-
-    def summary(self) -> dict:
-        """Speed counts this process's steps alone; seconds add up over all processes that worked on the run."""
-        elapsed = self.state.seconds - self.before
-        rate = (self.state.step - self.first) * self.batch / elapsed if elapsed else 0.0
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()
-        return {"steps": self.state.step, "seconds": round(self.state.seconds, 1), "images_per_second": round(rate, 1),
-                "peak_memory_mib": round(peak / 2**20, 1)}
-
-    def _codes(self) -> list[Tensor]:
-        return [layer.rule.codes(layer.weight) > 0 for layer in self.layers]
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, bytes (Linux counts KiB, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

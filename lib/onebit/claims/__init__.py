@@ -1,6 +1,6 @@
 """The claim ledger: what the sources claim, the rules that decide it, and one row per claim.
 
-The claims are data (`claims.toml`); a verdict is always the result of one of the three rules, so that what is measured
+The claims are data (`claims.toml`); a verdict is always the result of one of a few rules, so that what is measured
 decides and nobody's opinion of it.
 """
 
@@ -13,14 +13,16 @@ from .rules import (
     REPRODUCED,
     TOO_WIDE,
     VERDICTS,
+    by_count,
     by_ratio,
     by_threshold,
     by_value,
     given,
+    of_one_run,
     state,
 )
 from .source import SOURCES, Claim, load
 
 __all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE", "REPRODUCED",
-           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_ratio", "by_threshold", "by_value", "given",
-           "load", "retake", "row", "state", "summary"]
+           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_count", "by_ratio", "by_threshold", "by_value",
+           "given", "load", "of_one_run", "retake", "row", "state", "summary"]

@@ -1,4 +1,4 @@
-"""The three rules that decide a claim: by value, by ratio or difference, by threshold."""
+"""The rules that decide a claim: by value, by ratio or difference, by threshold, by count."""
 
 import math
 
@@ -9,20 +9,25 @@ REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICT
 UNDECIDED = ("interval too wide", "one seed", "no interval")  # why a measurement decides nothing
 TOO_WIDE = f"{NOT_TESTABLE} ({UNDECIDED[0]})"
 TOO_FEW, WAITING = "too few seeds", "not measured yet"
+SYMMETRIC = 1e-6  # relative: by how much an interval in logarithms is off its middle, by rounding
 INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
 
 
-def by_value(measured: Estimate | float, published: float, tolerance: float = 0.2) -> str:
+def by_value(
+    measured: Estimate | float, published: float, rival: float | None = None, tolerance: float = 0.2
+) -> str:
     """Is the published number what we measure?
 
-        reproduced         |measured - published| <= tolerance * |published|, with a 95 % interval whose half width is
-                           at most half of |published|
-        not testable here  without an interval (one seed); within the tolerance, with a wider interval: one that holds
-                           nearly everything confirms nothing; or outside it, when the interval, ends included, holds
-                           the published number: one that is off by more than the tolerance and cannot rule it out
+        reproduced         |measured - published| <= tolerance * |published|, and no more than half the way from there
+                           to `rival`, if there is one: the number that the source sets this one against; with a 95 %
+                           interval whose half width is at most half of |published|
+        not testable here  without an interval (one seed); within that distance, with a wider interval: one that holds
+                           nearly everything confirms nothing; or farther off, when one more run could print the
+                           published number: it lies in the interval of a single run, ends included
         not reproduced     otherwise
 
-    A plain number is exact, a count for instance: its interval is the number itself.
+    The interval of a single run is sqrt(n + 1) times as wide as that of a mean over n (`of_one_run`).  A plain number
+    is exact, a count for instance: both intervals are the number itself.
 
     Raises    ValueError for a published number, a measured one or a tolerance that cannot be compared.
     """
@@ -30,21 +35,24 @@ def by_value(measured: Estimate | float, published: float, tolerance: float = 0.
     _comparable(published, tolerance)
     if math.isnan(low):
         return _no_interval(measured)
-    if abs(value - published) <= tolerance * abs(published):
+    reach = tolerance * abs(published)
+    if abs(value - published) <= (reach if rival is None else min(reach, abs(rival - published) / 2)):
         return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
-    return TOO_WIDE if low <= published <= high else NOT_REPRODUCED
+    return TOO_WIDE if _holds(of_one_run(measured), published) else NOT_REPRODUCED
 
 
 def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, tolerance: float = 0.2) -> str:
     """Do two arms differ as published?  `measured` is their ratio (null = 1) or their difference (null = 0).
 
         contradicted       the 95 % interval lies wholly on the other side of null than the published number
-        not reproduced     the interval holds null, ends included, and not the published number
+        not reproduced     the interval holds null, ends included, and one more pair of runs would not print the
+                           published number: it lies outside the interval of a single pair (`of_one_run`)
         reproduced         the interval lies wholly on the published side of null, and the measured number is within
                            tolerance of the published one, both as a number and as a distance from null:
                            |measured - published| <= tolerance * min(|published|, |published - null|)
         direction only     the interval lies wholly on the published side, and the size differs by more than that
-        not testable here  without an interval (one seed), or when it holds null and the published number alike
+        not testable here  without an interval (one seed), or when it holds null, and that of a single pair the
+                           published number
 
     The distance from null matters for ratios near 1: 0.80 is within 20 % of a published 0.96, but five times its gap.
     A plain number is exact, a count for instance: its interval is the number itself.
@@ -58,7 +66,7 @@ def by_ratio(measured: Estimate | float, published: float, null: float = 1.0, to
     if math.isnan(low):
         return _no_interval(measured)
     if low <= null <= high:
-        return TOO_WIDE if low <= published <= high else NOT_REPRODUCED
+        return TOO_WIDE if _holds(of_one_run(measured), published) else NOT_REPRODUCED
     if (low > null) != (published > null):
         return CONTRADICTED
     near = abs(value - published) <= tolerance * min(abs(published), abs(published - null))
@@ -86,6 +94,28 @@ def by_threshold(measured: Estimate | float, *, at_least: float = -math.inf, at_
     return CONTRADICTED if high < at_least or low > at_most else TOO_WIDE
 
 
+def by_count(measured: Estimate | float, claimed: int) -> str:
+    """Of several signs that a claim names, how many hold?  `measured` counts them: `tables.tally`.
+
+        reproduced         all of them, for sure: the interval begins at `claimed`
+        direction only     some of them for sure, and not all: it begins at 1 or more, and ends below `claimed`
+        contradicted       none: it ends below 1
+        not testable here  without an interval (one seed), or otherwise
+
+    Raises    ValueError for fewer than two claimed, and a measured number that cannot be compared.
+    """
+    _, low, high = interval(measured)
+    if claimed < 2:
+        raise ValueError(f"claimed has to be two or more, got {claimed}: a single sign is decided by_threshold")
+    if math.isnan(low):
+        return _no_interval(measured)
+    if low >= claimed:
+        return REPRODUCED
+    if high < 1:
+        return CONTRADICTED
+    return DIRECTION_ONLY if low >= 1 and high < claimed else TOO_WIDE
+
+
 def given(premise: Estimate | float, at_least: float, verdict: str, why: str) -> str:
     """A verdict that means something only if the control has what the claim says is reduced.
 
@@ -107,6 +137,27 @@ def state(verdict: str) -> str:
     if reason.removesuffix(")") in UNDECIDED:
         return TOO_FEW
     return WAITING if "has not measured" in reason else name
+
+
+def of_one_run(measured: Estimate | float) -> tuple[float, float]:
+    """Where one more run, or pair of runs, would come to lie, with 95 % confidence: a published number is one.
+
+        sd^2 (1 + 1 / n) is the variance of its distance from a mean over n, sd^2 / n that of the mean: sqrt(n + 1)
+
+    An interval that is symmetric in logarithms, as those of ratios are, is widened in logarithms.
+
+    Shapes    measured: an estimate whose n counts runs or pairs.  A plain number is exact.
+    Source    the prediction interval of a normal sample: Hahn & Meeker 1991, Statistical Intervals, section 4.7.
+    """
+    value, low, high = interval(measured)
+    factor = math.sqrt(measured.n + 1) if isinstance(measured, Estimate) else 1.0
+    if low > 0 and math.isclose(low * high, value**2, rel_tol=SYMMETRIC):
+        return value * (low / value) ** factor, value * (high / value) ** factor
+    return value - factor * (value - low), value + factor * (high - value)
+
+
+def _holds(ends: tuple[float, float], number: float) -> bool:
+    return ends[0] <= number <= ends[1]
 
 
 def interval(measured: Estimate | float) -> tuple[float, float, float]:

@@ -6,7 +6,6 @@ They are float32, or the bits of bfloat16 as uint16; what belongs to channels is
 depends on the number of threads: each image is one thread's, and what is summed over images leaves with a row for each.
 """
 
-import threading
 from types import FunctionType
 
 import numpy as np
@@ -14,10 +13,9 @@ import torch
 from numba import njit, prange, types
 from numba.extending import overload
 
-from .threads import use_torchs_threads
+from .threads import alone
 
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, products and sums in one instruction
-_alone = threading.Lock()  # two threads in one of numba's parallel loops end the process, by some of its layers
 
 
 def wide(stored):
@@ -150,8 +148,7 @@ class _Loop:
         if torch.get_num_threads() == 1:
             self.serial(*arguments)
             return
-        with _alone:
-            use_torchs_threads()
+        with alone():
             self.parallel(*arguments)
 
 

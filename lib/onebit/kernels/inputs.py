@@ -9,6 +9,7 @@ from ..quantizers.activations import DoReFaActivation, Insta, LSQActivation, ReS
 from ..quantizers.scale_maps import BiDMMap, MapRule, RankOneMap, XNORMap
 from ..quantizers.timed import TDQ, ActivationRule
 from .packing import filled_words, pack_codes, pack_signs
+from .threads import alone
 from .weights import Codes
 
 MOST_BITS = 8  # of codes
@@ -108,13 +109,15 @@ class InputPacker(nn.Module):
         per_sample = int(len(before) > 4 * c), int(len(thresholds) > c)
         if self.codes is None:
             magnitude = np.empty(pixels, np.float32)
-            pack_signs(flat(image), (n, h, w, c), margins, before, thresholds, per_sample, self.filled, frame,
-                       magnitude)
+            with alone():
+                pack_signs(flat(image), (n, h, w, c), margins, before, thresholds, per_sample, self.filled, frame,
+                           magnitude)
             return self._with_map(frame, magnitude)
         (steps, times), codes = self._steps(x), self.codes
-        pack_codes(flat(image), (n, h, w, c), margins, before, thresholds, steps, (*per_sample, int(len(steps) > 1)),
-                   np.float32(times), np.float32(codes.low), np.float32(codes.high), codes.offset, codes.bits,
-                   codes.planes, self.filled, frame)
+        with alone():
+            pack_codes(flat(image), (n, h, w, c), margins, before, thresholds, steps,
+                       (*per_sample, int(len(steps) > 1)), np.float32(times), np.float32(codes.low),
+                       np.float32(codes.high), codes.offset, codes.bits, codes.planes, self.filled, frame)
         return Packed(frame, steps / np.float32(times), (int(len(steps) > 1), 0))
 
     def _thresholds(self, x: Tensor, channels: int, shift: Tensor | None) -> np.ndarray:

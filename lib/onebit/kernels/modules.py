@@ -11,7 +11,7 @@ from ..quantizers.scale_maps import RankOneMap
 from .geometry import Phase, Sliding, plan
 from .inputs import InputPacker, NotPackable, flat
 from .product import product
-from .threads import use_torchs_threads
+from .threads import alone
 from .weights import blocked, code_constants, pack_bits, pack_weights, sign_constants, split, spread
 
 
@@ -69,16 +69,16 @@ class PackedLayer(nn.Module):
         return y
 
     def _product(self, image: Tensor, x: Tensor, shift: Tensor | None) -> Tensor:
-        use_torchs_threads()
         where, phases, scale, bias = self._prepared(*image.shape[1:3])
         packed = self.packer.pack(image, x, where.margins, shift)
         out = torch.empty(len(image), *where.output, self.out_channels)
         for phase, weights, offsets, constants in phases:
             kernel = packed.kernel[phase.taps] if len(packed.kernel) else packed.kernel
-            product(packed.frame, where.frame_pixels, self.words.shape[1], self.packer.planes, weights, offsets,
-                    phase.base, phase.target, phase.kind, constants, scale, bias, packed.factor, packed.strides,
-                    packed.magnitude, kernel, phase.offsets, packed.map_bias, flat(out), math.prod(where.output),
-                    self.out_channels)
+            with alone():
+                product(packed.frame, where.frame_pixels, self.words.shape[1], self.packer.planes, weights, offsets,
+                        phase.base, phase.target, phase.kind, constants, scale, bias, packed.factor, packed.strides,
+                        packed.magnitude, kernel, phase.offsets, packed.map_bias, flat(out), math.prod(where.output),
+                        self.out_channels)
         return out
 
     def _prepared(self, height: int, width: int) -> tuple:

@@ -1,7 +1,5 @@
 """Which classes are generated, and how evenly, as some classifier sees them: its mistakes are in every number."""
 
-from functools import partial
-
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +7,7 @@ from scipy.special import entr
 
 from .estimate import CONFIDENCE, RESAMPLES, Estimate, jackknife
 
+CLASSES = 10  # of digits
 FEWEST_EXPECTED = 5  # images of a class, for the chi-square distribution to hold (Cochran 1954)
 
 
@@ -41,31 +40,30 @@ def class_shares(labels: ArrayLike, k: int = 10) -> NDArray[np.float64]:
     return np.bincount(x, minlength=k) / len(x)
 
 
-def class_entropy(labels: ArrayLike, k: int = 10) -> Estimate:
+def class_entropy(labels: ArrayLike) -> Estimate:
     r"""Entropy of the class histogram, corrected for the number of images.
 
         H = -sum_c p_c log p_c + (K - 1) / (2 N),    K the number of classes that occur
 
     The first term alone is too low by about the second.  Resampled histograms repeat that bias, so their percentiles
-    would have it twice and, for even classes, miss log k.  The basic bootstrap of the first term (twice its value less
+    would have it twice and, for even classes, miss log 10.  The basic bootstrap of the first term (twice its value less
     the quantiles) subtracts it instead.
 
-    Shapes    labels (N,) integers in 0..k-1, N >= 2.
-    Units     nats, 0 for one class to log k for even ones (log 10 = 2.303); value and interval can exceed log k by
-              chance.
+    Shapes    labels (N,) integers in 0..9, N >= 2.
+    Units     nats, 0 for one class to log 10 = 2.303 for even ones; value and interval can exceed that by chance.
     Raises    ValueError for fewer than two labels, or labels that are not integers or out of range.
     Source    Miller 1955 (the Miller-Madow correction); Paninski 2003, Neural Computation 15, 1191-1253.
               Interval: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 5.2.
     """
-    x = _labels(labels, k)
+    x = _labels(labels, CLASSES)
     if len(x) < 2:
         raise ValueError("need at least two labels for an interval")
 
-    interval = scipy.stats.bootstrap((x,), partial(_plug_in, k=k), n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+    interval = scipy.stats.bootstrap((x,), _plug_in, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
                                      method="basic", rng=np.random.default_rng(0), batch=100).confidence_interval
-    value = _plug_in(x, k) + (len(np.unique(x)) - 1) / (2 * len(x))
+    value = _plug_in(x) + (len(np.unique(x)) - 1) / (2 * len(x))
     return Estimate(float(value), float(interval.low), float(interval.high), len(x),
-                    f"entropy of the classes of {len(x)} images, {k} classes, Miller-Madow, nats")
+                    f"entropy of the classes of {len(x)} images, {CLASSES} classes, Miller-Madow, nats")
 
 
 def uniformity_test(labels: ArrayLike, expected: ArrayLike | None = None, k: int = 10) -> tuple[float, float]:
@@ -90,9 +88,9 @@ def uniformity_test(labels: ArrayLike, expected: ArrayLike | None = None, k: int
     return float(result.statistic), float(result.pvalue)
 
 
-def _plug_in(labels: NDArray[np.int64], k: int, axis: int = -1) -> NDArray[np.float64]:
+def _plug_in(labels: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
     """Entropy of the histograms along an axis."""
-    return entr(np.stack([(labels == c).mean(axis=axis) for c in range(k)])).sum(axis=0)
+    return entr(np.stack([(labels == c).mean(axis=axis) for c in range(CLASSES)])).sum(axis=0)
 
 
 def _distributions(probabilities: ArrayLike) -> NDArray[np.float64]:
@@ -107,5 +105,5 @@ def _labels(labels: ArrayLike, k: int) -> NDArray[np.int64]:
     if x.ndim != 1 or not len(x) or x.dtype.kind not in "iu":
         raise ValueError(f"need integer labels (N,), at least one, got {x.dtype} {x.shape}")
     if x.min() < 0 or x.max() >= k:
-        raise ValueError(f"labels must be in 0..{k - 1}, got {x.min()}..{x.max()}; is k right?")
+        raise ValueError(f"labels must be in 0..{k - 1}, got {x.min()}..{x.max()}: there are {k} classes")
     return x.astype(np.int64)

@@ -42,7 +42,7 @@ def bootstrap(values: ArrayLike, protocol: str, seed: int = 0) -> Estimate:
     return Estimate(float(x.mean()), float(low), float(high), len(x), protocol)
 
 
-def jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, protocol: str, seed: int = 0) -> Estimate:
+def jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, protocol: str) -> Estimate:
     """A statistic of n images that is no mean, with the t interval of the delete-a-group jackknife.
 
     The bootstrap repeats images, which biases distances between distributions; leaving out a twentieth does not.
@@ -55,7 +55,7 @@ def jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, protocol:
     """
     if n < GROUPS:
         raise ValueError(f"need at least {GROUPS} images for an interval, got {n}")
-    order = np.random.default_rng(seed).permutation(n)
+    order = np.random.default_rng(0).permutation(n)
     left_out = [statistic(np.sort(np.delete(order, np.arange(g, n, GROUPS)))) for g in range(GROUPS)]
     error = np.sqrt((GROUPS - 1) / GROUPS * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     value = statistic(np.arange(n))

@@ -53,8 +53,12 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Units     squared units of the features, so values of different feature networks do not compare.
     DIFFERS   usual code takes sqrtm(C_a C_b).  R^T C_a R, for any R with R R^T = C_b, is symmetric and has the same
               eigenvalues; they are real and >= 0 (what rounding makes negative is set to 0), and found faster.
+    Raises    ValueError for Gaussians of different dimensions.
     Source    Dowson & Landau 1982; FID (arXiv:1706.08500) Eq. 6.  With the judge's features: source 000's "FMD".
     """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"need Gaussians of one dimension, got {len(a.mean)} and {len(b.mean)}: fit both to features "
+                         f"of the same network")
     cross = np.linalg.eigvalsh(b.root.T @ a.covariance @ b.root)
     shift = np.sum((a.mean - b.mean) ** 2)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross.clip(min=0)).sum()
@@ -69,7 +73,8 @@ def frechet(features: ArrayLike, real: Gaussian, protocol: str = "Fréchet dista
 
     Shapes    features (N, D), enough that D + 1 are left when a twentieth is not used.
     Units     squared units of the features.  `protocol` says whose features; the sizes are added to it.
-    Raises    ValueError for features that are not finite, not (N, D) of the reference's D, or too few.
+    Raises    ValueError for features that are not finite, not (N, D) of the reference's D, or too few; or a reference
+              that is no Gaussian.
     Source    as `frechet_distance`.
     """
     x = _features(features, real)
@@ -172,6 +177,8 @@ def _intercept(points: list[tuple[int, float]]) -> float:
 
 
 def _features(features: ArrayLike, real: Gaussian) -> NDArray[np.float64]:
+    if not isinstance(real, Gaussian):
+        raise ValueError(f"real must be a Gaussian, got {type(real).__name__}: fit it first: Gaussian.fit(real)")
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] != len(real.mean):
         raise ValueError(f"need features (N, {len(real.mean)}) as the reference's, got {x.shape}")

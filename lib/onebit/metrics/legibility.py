@@ -102,7 +102,7 @@ def by_class(values: ArrayLike, labels: ArrayLike, k: int = 10, minimum: int = 2
     Raises    ValueError for a class of fewer than `minimum` images, unless `allow_empty`, which leaves it out; for
               values that are not finite, labels that are no classes, or a minimum below 2.
     """
-    x, y = np.asarray(values, dtype=np.float64), _classes(labels, k, "labels", least=0)
+    x, y = np.asarray(values, dtype=np.float64), as_classes(labels, k, "labels", least=0)
     if x.shape != y.shape or not np.isfinite(x).all():
         raise ValueError(f"need finite values of shape {y.shape}, one per label, got {x.shape}")
     if minimum < 2:
@@ -137,7 +137,8 @@ def class_losses(labels: ArrayLike, reference_labels: ArrayLike, k: int = 10) ->
     Raises    ValueError for no labels, or labels that are no classes.
     Source    Newcombe 1998, Statistics in Medicine 17, 873-890, method 10.
     """
-    found, real = _classes(labels, k, "labels", NO_CLASS), _classes(reference_labels, k, "reference_labels", NO_CLASS)
+    found = as_classes(labels, k, "labels", NO_CLASS)
+    real = as_classes(reference_labels, k, "reference_labels", NO_CLASS)
     rows = []
     for c in range(k):
         q, p = (share(y == c, f"share of class {c}") for y in (found, real))
@@ -176,7 +177,8 @@ def _panel(labels_by_judge: ArrayLike) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _classes(labels: ArrayLike, k: int, name: str, least: int) -> NDArray[np.int64]:
+def as_classes(labels: ArrayLike, k: int, name: str, least: int) -> NDArray[np.int64]:
+    """Labels (N,) as integers, if they are classes least .. k-1."""
     y = np.asarray(labels)
     if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu":
         raise ValueError(f"need integer {name} (N,) of at least one image, got {y.dtype} {y.shape}")

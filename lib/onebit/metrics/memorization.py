@@ -1,7 +1,6 @@
 """Memorization and diversity: distances of samples to training images, and among themselves."""
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -62,7 +61,7 @@ def nn_distance(distances: ArrayLike, against: str = "training images") -> Estim
     return bootstrap(_first(distances), f"mean distance to the nearest of the {against}")
 
 
-def distance_ratio(distances: ArrayLike, against: str = "training images") -> Estimate:
+def distance_ratio(distances: ArrayLike) -> Estimate:
     r"""Mean ratio of the nearest to the second nearest distance; bootstrap over the samples.
 
         mean d_1 / d_2,    0 / 0 = 0
@@ -78,10 +77,10 @@ def distance_ratio(distances: ArrayLike, against: str = "training images") -> Es
         raise ValueError(f"need distances (N, 2), nearest first, got shape {d.shape}: call nearest with k=2")
     first, second = _first(d), _first(d[:, 1])
     ratio = np.divide(first, second, out=np.zeros_like(first), where=second > 0)
-    return bootstrap(ratio, f"mean ratio of nearest to second nearest distance to the {against}")
+    return bootstrap(ratio, "mean ratio of nearest to second nearest distance to the training images")
 
 
-def closer_than(distances: ArrayLike, threshold: float, against: str = "training images") -> Estimate:
+def closer_than(distances: ArrayLike, threshold: float) -> Estimate:
     """Share of samples nearer to a training image than the threshold; Wilson's interval.
 
     With the 1st percentile of held-out images as threshold, fresh images of the same distribution score 0.01.
@@ -92,10 +91,10 @@ def closer_than(distances: ArrayLike, threshold: float, against: str = "training
     """
     if not 0 <= threshold < np.inf:
         raise ValueError(f"threshold must be a distance, got {threshold}")
-    return share(_first(distances) < threshold, f"share nearer than {threshold:.6g} to one of the {against}")
+    return share(_first(distances) < threshold, f"share nearer than {threshold:.6g} to one of the training images")
 
 
-def other_gap(winners: ArrayLike, train: ArrayLike | Tensor, device: torch.device | str = "cpu") -> NDArray[np.float64]:
+def other_gap(winners: ArrayLike, train: ArrayLike | Tensor) -> NDArray[np.float64]:
     """Distance of each winning training image to its own nearest other training image, for `authenticity`.
 
     Shapes    winners (N,) or (N, k) indices into train, first column -> (N,); each different winner is searched once.
@@ -112,10 +111,10 @@ def other_gap(winners: ArrayLike, train: ArrayLike | Tensor, device: torch.devic
     unique, inverse = np.unique(index, return_inverse=True)
     train = train if isinstance(train, Tensor) else np.asarray(train)
     # its own distance 0 is the smallest, so the second smallest is that of the nearest other, duplicates included
-    return nearest(train[unique], train, k=2, device=device)[0][inverse, 1]
+    return nearest(train[unique], train, k=2)[0][inverse, 1]
 
 
-def authenticity(distances: ArrayLike, gap: ArrayLike, against: str = "training images") -> Estimate:
+def authenticity(distances: ArrayLike, gap: ArrayLike) -> Estimate:
     r"""Share of samples that are farther from their nearest training image than that one is from the others.
 
         authentic(x) = d(x, r) > min d(r, r'),    r the training image nearest to x, r' all others
@@ -131,7 +130,7 @@ def authenticity(distances: ArrayLike, gap: ArrayLike, against: str = "training 
     d, g = _first(distances), _first(gap, "gap")
     if len(d) != len(g):
         raise ValueError(f"need one gap per sample, got {len(g)} for {len(d)} samples")
-    return share(d > g, f"share farther from its nearest of the {against} than that is from its own nearest")
+    return share(d > g, "share farther from its nearest of the training images than that is from its own nearest")
 
 
 def diversity(samples: ArrayLike | Tensor) -> Estimate:

@@ -3,7 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .classes import CLASSES
 from .estimate import Estimate, bootstrap
+from .legibility import NO_CLASS, as_classes
 
 
 def paired_distance(a: ArrayLike, b: ArrayLike) -> Estimate:
@@ -32,18 +34,32 @@ def paired_distance(a: ArrayLike, b: ArrayLike) -> Estimate:
 def label_agreement(a: ArrayLike, b: ArrayLike) -> Estimate:
     """Share of noises from which both networks draw what a judge calls the same class.
 
-    Shapes    labels (N,) each.
-    Raises    ValueError for different lengths.
+    Images of `NO_CLASS` (a panel's ties, see `majority`) count among the pairs and agree with none, not even another.
+
+    Shapes    labels (N,) each, the i-th of both from the same noise: integers 0..9, or -1; N >= 2.
+    Raises    ValueError for different lengths, fewer than two labels, or labels that are no classes.
     """
-    x, y = np.asarray(a), np.asarray(b)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"need two label lists of the same length, got {x.shape} and {y.shape}")
-    return bootstrap((x == y).astype(float), f"same class from the same noise, {len(x)} pairs")
+    x, y = (as_classes(labels, CLASSES, name, NO_CLASS) for labels, name in ((a, "labels a"), (b, "labels b")))
+    if len(x) != len(y):
+        raise ValueError(f"need two label lists of the same length, got {len(x)} and {len(y)}")
+    return bootstrap(((x == y) & (x != NO_CLASS)).astype(float), f"same class from the same noise, {len(x)} pairs")
 
 
-def chance_agreement(a: ArrayLike, b: ArrayLike, k: int = 10) -> float:
-    """Agreement two networks would reach without sharing noise: sum over classes of the product of their shares."""
-    return float(np.dot(*(np.bincount(np.asarray(labels), minlength=k) / len(labels) for labels in (a, b))))
+def chance_agreement(a: ArrayLike, b: ArrayLike) -> float:
+    """Agreement two networks would reach without sharing noise: sum over classes of the product of their shares.
+
+    Images of `NO_CLASS` count among the images and in no class, as in `label_agreement`.
+
+    Shapes    labels (N,) and (M,): integers 0..9, or -1.
+    Raises    ValueError for no labels, or labels that are no classes.
+    """
+    return float(np.dot(_shares(a, "labels a"), _shares(b, "labels b")))
+
+
+def _shares(labels: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Of each class among all images, (10,)."""
+    x = as_classes(labels, CLASSES, name, NO_CLASS)
+    return np.bincount(x[x != NO_CLASS], minlength=CLASSES) / len(x)
 
 
 def _flat(images: ArrayLike) -> NDArray[np.float64]:

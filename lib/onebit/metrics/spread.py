@@ -31,6 +31,13 @@ class Spread:
         half = scipy.stats.t.ppf(1 - tail, self.degrees) * self.sd * np.sqrt(variance)
         return Estimate(float(np.exp(log)), float(np.exp(log - half)), float(np.exp(log + half)), n, protocol)
 
+    def p_value(self, log: float, variance: float) -> float:
+        """Of the hypothesis that the true mean is 0, two-sided: Student's t for log / (sd sqrt(variance)).
+
+        NaN without degrees of freedom.  `variance` as of `interval`.
+        """
+        return float(2 * scipy.stats.t.sf(abs(log) / (self.sd * np.sqrt(variance)), self.degrees))
+
     def seeds_needed(self, ratio: float, power: float = 0.8) -> float:
         """Common seeds at which two rows that differ by `ratio` are told apart, at the 5 % level, with this power:
 

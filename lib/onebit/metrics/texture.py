@@ -139,15 +139,15 @@ def stroke_widths(images: ArrayLike | Tensor, threshold: float = 0.5) -> NDArray
     return np.array(widths)
 
 
-def stroke_width(images: ArrayLike | Tensor, threshold: float = 0.5) -> Estimate:
-    """Mean over images of `stroke_widths`; bootstrap over the images.
+def stroke_width(images: ArrayLike | Tensor) -> Estimate:
+    """Mean over images of `stroke_widths`, ink above 0.5; bootstrap over the images.
 
     Shapes    images (N, 1, H, W) uint8.  Images without ink do not count, nor in n.
     Units     pixels.
     Raises    ValueError as `stroke_widths`, and for fewer than two images with ink.
     """
-    widths = stroke_widths(images, threshold)
-    return _average(widths[np.isfinite(widths)], len(widths), f"stroke width in pixels, ink above {threshold:g}")
+    widths = stroke_widths(images)
+    return _average(widths[np.isfinite(widths)], len(widths), "stroke width in pixels, ink above 0.5")
 
 
 # building blocks -----------------------------------------------------------------------------------------------------

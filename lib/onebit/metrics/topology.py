@@ -103,9 +103,7 @@ def _alive(bars: NDArray, threshold: float, floor: float) -> int:
     return int(((death < threshold) & (threshold <= birth) & (birth - death >= floor)).sum())
 
 
-def topology_changes(
-    frames: ArrayLike, threshold: float = 0.5, persistence_at_least: float = FLOOR,
-) -> dict[str, NDArray[np.float64]]:
+def topology_changes(frames: ArrayLike) -> dict[str, NDArray[np.float64]]:
     """How often the topology of a path changes from frame to frame, and how far it falls to pieces on its way.
 
     component_births, component_deaths, hole_opens, hole_closes   sums of the rises and of the falls of `betti_curve`:
@@ -119,7 +117,7 @@ def topology_changes(
     Source    this work, for source 000's "topologically cohesive solid".
     """
     as_paths(frames)
-    curve = betti_curve(frames, threshold, persistence_at_least)
+    curve = betti_curve(frames)
     rises, falls = (np.clip(s * np.diff(curve, axis=1), 0, None).sum(axis=1).astype(np.float64) for s in (1, -1))
     parts = curve[..., 0]
     ends = np.maximum(parts[:, :1], parts[:, -1:])

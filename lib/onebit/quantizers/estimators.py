@@ -85,13 +85,13 @@ def round_through(x: Tensor) -> Tensor:
     return straight_through(x.round(), x)
 
 
-def stochastic_round(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def stochastic_round(x: Tensor) -> Tensor:
     r"""floor(x) or ceil(x), at random so that the expectation is x; identity backward.
 
         P[Q(x) = ceil(x)] = x - floor(x)
 
-    Shapes    as x.  `generator` lies on x's device.
+    Shapes    as x.
     Source    Gupta et al. 2015 (arXiv:1502.02551) section 3; source 002 names it without a formula.
     """
-    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noise = torch.rand(x.shape, device=x.device, dtype=x.dtype)
     return straight_through((x + noise).floor(), x)

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import false_discovery_control
 
+from ..diffusion import TIMESTEPS
 from ..metrics import Estimate, Spread, common_spread, equal_spreads, over_seeds
 from . import ablations, results
 from .run import Run
@@ -105,13 +107,22 @@ def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estim
 
 def gains(frame: pd.DataFrame, metric: str, pairs: dict[str, str]) -> pd.DataFrame:
     """One row per pair of labels that the frame has, of a row and what it is set against: the ratio of the metric as
-    `compare` has it, with its interval, and every seed's."""
+    `compare` has it, with its interval, and every seed's.
+
+    `q` is the false discovery rate (Benjamini & Hochberg 1995): if every row of this q or less is called a finding,
+    that share of them is expected to be none.
+    """
     values, rows = _by_seed(frame, metric), []
+    scatter = common_spread(values)
     for label, base in ((label, base) for label, base in pairs.items() if {label, base} <= set(values)):
         ratio, by_seed = compare(frame, metric, label, base), (values[label] / values[base]).dropna()
         rows.append({"row": label, "against": base, "seeds": ratio.n, "ratio": ratio.value, "low": ratio.low,
-                     "high": ratio.high, **{f"ratio_seed{seed}": r for seed, r in by_seed.items()}})
-    return pd.DataFrame(rows)
+                     "high": ratio.high, "q": scatter.p_value(np.log(ratio.value), 2 / ratio.n),
+                     **{f"ratio_seed{seed}": r for seed, r in by_seed.items()}})
+    found = pd.DataFrame(rows)
+    if rows and scatter.degrees:
+        found["q"] = false_discovery_control(found.q)
+    return found
 
 
 def worst(frame: pd.DataFrame, metric: str, labels: Sequence[str], control: str) -> Estimate:
@@ -165,6 +176,17 @@ def samplers(study: Study) -> pd.DataFrame:
         {"label": row.label, "seed": source.run.seed, "sampler": sampler,
          "frechet": study.evaluate("headline", source).estimates["frechet"].value}
         for row, sampler, source in ablations.by_sampler(study)])
+
+
+def strides(study: Study) -> pd.DataFrame:
+    """Fréchet distance of some rows by number of sampler steps, one row per set of samples: label, seed, steps, stride
+    (timesteps between two steps), frechet with its interval over images (low, high)."""
+    rows = []
+    for row, steps, source in ablations.by_stride(study):
+        found = study.evaluate("headline", source).estimates["frechet"]
+        rows.append({"label": row.label, "seed": source.run.seed, "steps": steps, "stride": TIMESTEPS // steps,
+                     "frechet": found.value, "low": found.low, "high": found.high})
+    return pd.DataFrame(rows)
 
 
 def wins(frame: pd.DataFrame, label: str, control: str) -> Estimate:

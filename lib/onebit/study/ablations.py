@@ -22,6 +22,8 @@ PRIORITIES = (1, 2, 3, 4, 5, 6, 7)
 HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "divergence")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
+STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections")
+FINER = (1, 2, 5)  # times as many steps as other evaluations take; BiDM's own samplers go in strides of 10 and 5
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
@@ -131,12 +133,12 @@ def jobs(study: "Study") -> Iterator["Job"]:
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
-    others = [source for _, _, source in by_sampler(study)]
+    others = [source for _, _, source in [*by_sampler(study), *by_stride(study)]]
     for source in others + [source for _, run in renormed(study) for source in both(study, run)]:
         yield drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
-    source = study.evaluation(teachers(study)[0])
-    yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
+    for source in map(study.evaluation, teachers(study)):
+        yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
 
 
 def drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
@@ -152,6 +154,18 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
                if row.label in SAMPLED and run.seed == study.profile.unet_seeds[0]]
     return [(row, sampler, replace(source, request=replace(source.request, sampler=sampler)))
             for row, source in sources for sampler in SAMPLERS]
+
+
+def by_stride(study: "Study") -> list[tuple[Ablation, int, "Samples"]]:
+    """The rows of STRIDED at the first seed, as fewer samples of more and more steps from the same noise.
+
+    Connections are trained on the next timestep, and used on whatever the sampler visited before.
+    """
+    size = study.profile
+    requests = [SampleSpec("ddim", size.sample_steps * finer, size.solver_samples, reestimated=True) for finer in FINER]
+    return [(row, request.steps, replace(study.reestimated(run), request=request))
+            for row, run in trained(study) if row.label in STRIDED and run.seed == size.unet_seeds[0]
+            for request in requests]
 
 
 def renormed(study: "Study") -> list[tuple[str, Run]]:

@@ -1,5 +1,6 @@
 """Keyed results on disk: released (committed) first, then this machine's own, else computed; never half written."""
 
+import contextlib
 import json
 import os
 import platform
@@ -48,7 +49,8 @@ class Entry:
 def find(entry: Entry, computed: bool = False) -> Path | None:
     """The folder of a finished, undamaged result, or None; with `computed`, one that is as it was computed here.
 
-    A damaged one of this machine is reported and set aside as *.corrupt; a damaged released one is reported.
+    A damaged one of this machine is reported and set aside as *.corrupt, or left to the process that is at it: it then
+    is no result yet.  A damaged released one is reported.
     """
     for root in [paths.RUNS] if computed or from_scratch() else [paths.RELEASED, paths.RUNS]:
         folder = root / entry.name
@@ -57,13 +59,40 @@ def find(entry: Entry, computed: bool = False) -> Path | None:
         fault = _fault(folder)
         if fault is None:
             return folder
-        if root == paths.RUNS:
-            aside = folder.with_name(f"{folder.name}.{time.time_ns()}.corrupt")
-            folder.rename(aside)
-            warnings.warn(f"{folder}: {fault}; set aside as {aside.name} and computed anew", stacklevel=2)
-        else:
+        if root == paths.RELEASED:
             warnings.warn(f"{folder}: {fault}; ignored (restore it with git checkout)", stacklevel=2)
+            continue
+        with contextlib.suppress(Timeout), _lock(entry, wait=False):
+            return _own(folder)
     return None
+
+
+def _own(folder: Path) -> Path | None:
+    """A result of this machine, if it is there and undamaged; a damaged one is set aside.
+
+    Under the entry's lock: since it was looked at, another process may have set it aside and computed it anew.
+    """
+    if not folder.is_dir():
+        return None
+    fault = _fault(folder)
+    if fault is None:
+        return folder
+    aside = folder.with_name(f"{folder.name}.{time.time_ns()}.corrupt")
+    folder.rename(aside)
+    warnings.warn(f"{folder}: {fault}; set aside as {aside.name} and computed anew", stacklevel=3)
+    return None
+
+
+def _work(entry: Entry) -> Path:
+    """Where an entry is computed."""
+    return paths.RUNS / ".partial" / entry.name
+
+
+def _lock(entry: Entry, wait: bool) -> FileLock:
+    """Held by who computes an entry or sets it aside; Timeout where it is held and `wait` is off."""
+    work = _work(entry)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(work.with_name(f"{work.name}.lock"), timeout=-1 if wait else 0)
 
 
 def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True) -> Path:
@@ -80,13 +109,11 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
         return found
     if flag("RELEASED_ONLY"):
         raise NotReleased(f"{entry.name} is not released, or damaged: restore data/released/, or run make release")
-    target, work = paths.RUNS / entry.name, paths.RUNS / ".partial" / entry.name
-    work.parent.mkdir(parents=True, exist_ok=True)
+    target, work = paths.RUNS / entry.name, _work(entry)
     try:
-        with FileLock(work.with_name(f"{work.name}.lock"), timeout=-1 if wait else 0):
-            found = find(entry)
-            if found:
-                return found
+        with _lock(entry, wait):
+            if _own(target):
+                return target
             work.mkdir(exist_ok=True)
             (work / MANIFEST).unlink(missing_ok=True)  # of a process killed before the rename
             began = time.time()

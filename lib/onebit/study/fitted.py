@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .study import Job, Study
 
 METHODS = ("nearest", "calibrated")
+READ = (1, 16)  # bits at which the panel is asked whether samples are digits
+MEASURED = ("frechet", "judge_confidence", "panel_agreement")
 TRAINED = {1: "W1A32 base", 2: "W2A32 LSQ", 4: "W4A32 LSQ"}  # by bits: rows of the grid with these rules
 
 
@@ -38,16 +40,17 @@ def jobs(study: "Study") -> Iterator["Job"]:
     """Samples, with statistics estimated anew, and metrics; whole sets of samples are not released."""
     from .study import Job
 
-    for *_, run in runs(study):
+    for _, bits, run in runs(study):
         source = study.reestimated(run)
         yield ablations.drawing(run, source.request, shown=False)
-        yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
+        for family in ("headline", *(("legibility",) if bits in READ else ())):
+            yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
     for *_, run in pictured(study):
         yield ablations.drawing(run, ablations.pictured(study))
 
 
 def table(study: "Study") -> "pd.DataFrame":
-    """One row per network: method, bits, seed, frechet, judge_confidence.
+    """One row per network: method, bits, seed, and MEASURED; panel_agreement at READ bits, elsewhere NaN.
 
     Methods are those of METHODS, "trained" for rows of the grid (TRAINED), and "float" (16 bits) for their teachers.
     """
@@ -58,7 +61,10 @@ def table(study: "Study") -> "pd.DataFrame":
     floats = [("float", 16, run) for run in ablations.teachers(study)]
     rows = []
     for method, bits, run in [*runs(study), *trained, *floats]:
-        found = study.evaluate("headline", study.reestimated(run)).estimates
+        source = study.reestimated(run)
+        found = study.evaluate("headline", source).estimates
+        if bits in READ:
+            found = found | study.evaluate("legibility", source).estimates
         rows.append({"method": method, "bits": bits, "seed": run.seed,
-                     **{name: found[name].value for name in ("frechet", "judge_confidence")}})
+                     **{name: found[name].value for name in MEASURED if name in found}})
     return pd.DataFrame(rows)

@@ -16,10 +16,10 @@ from .. import data, nets, recipes, sampling
 from ..audit import Audit
 from ..audit import audit as audit_of
 from ..batches import STATISTICS, Batches
-from ..diffusion import TIMESTEPS, noise_loss
+from ..diffusion import TIMESTEPS
 from ..distill import distillation
 from ..judge import Judge, accuracy, look, train_judge
-from ..objective import Objective
+from ..objective import Objective, asked
 from ..packing import load_packed
 from ..train import Loss, device, reestimate, save_weights, train
 from . import cache
@@ -92,11 +92,9 @@ def _example(run: Run) -> tuple[Tensor, Tensor]:
 
 def objective(run: Run, model: nn.Module, wait: bool = True) -> Loss:
     """The loss a run is trained by: the plain noise loss unless its recipe or its distillation adds something."""
-    if run.distill == "none" and not hasattr(model, "connections") and recipes.penalty(model) is None:
-        return noise_loss
-    teacher, loss = None, None
-    if run.distill != "none":
-        teacher, loss = weights(run.teacher, wait=wait), distillation(run.distill).to(device())
+    if run.distill == "none":
+        return asked(model)
+    teacher, loss = weights(run.teacher, wait=wait), distillation(run.distill).to(device())
     return Objective(teacher, loss, run.distill_weight)
 
 

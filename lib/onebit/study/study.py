@@ -155,7 +155,12 @@ class Study:
     @property
     def solver_runs(self) -> list[Run]:
         """The runs on which samplers and numbers of steps are compared."""
-        return [run for run in self.unet(recipes=("fp16", "strict-1bit")) if run.seed == 0]
+        return [run for run in self.strict_pair if run.seed == 0]
+
+    @property
+    def strict_pair(self) -> list[Run]:
+        """The residual U-Net in float and strictly 1-bit, at every seed: what "1 bit draws digits" is decided on."""
+        return self.unet(recipes=("fp16", "strict-1bit"))
 
     def solver(self, run: Run, sampler: str, steps: int) -> Samples:
         """The samples of a run by another sampler or number of steps."""
@@ -213,6 +218,9 @@ class Study:
             yield self._sampling(run, self.ancestral(run).request)
             for source in self.solved(run):
                 yield self._measuring("headline", source)
+        for run in self.strict_pair:
+            yield self._sampling(run, self.reestimated(run).request, shown=False)
+            yield self._measuring("legibility", self.reestimated(run))
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from narrow.jobs(self)

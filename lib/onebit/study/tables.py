@@ -85,8 +85,7 @@ def compare(
 
     Raises    KeyError if an arm has no such metric.
     """
-    rows = frame[(frame.net == net) & (frame.subset == subset) & (frame.metric == metric)]
-    rows = rows[rows.protocol == rows.protocol.iloc[0]]
+    rows = _rows(frame, metric, net, subset, arm, control)
     values = rows.pivot(index="seed", columns="recipe", values="value")
     a, b = values[arm], values[control]
     text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
@@ -119,9 +118,21 @@ def tally(parts: Iterable[Iterable[tuple[Estimate, float]]], protocol: str) -> E
 
 
 def seed_values(frame: pd.DataFrame, metric: str, net: str, arm: str, subset: str = WHOLE) -> np.ndarray:
-    """One recipe's metric by training seed, in their order; of several training protocols the first counts."""
-    rows = frame[(frame.net == net) & (frame.subset == subset) & (frame.recipe == arm) & (frame.metric == metric)]
-    return rows[rows.protocol == rows.protocol.iloc[0]].sort_values("seed").value.to_numpy()
+    """One recipe's metric by training seed, in their order; of several training protocols the first counts.
+
+    Raises    KeyError if the arm has no such metric.
+    """
+    return _rows(frame[frame.recipe == arm], metric, net, subset, arm).sort_values("seed").value.to_numpy()
+
+
+def _rows(frame: pd.DataFrame, metric: str, net: str, subset: str, *arms: str) -> pd.DataFrame:
+    """A net's rows of a metric, those of the first training protocol in them."""
+    rows = frame[(frame.net == net) & (frame.subset == subset) & (frame.metric == metric)]
+    rows = rows[rows.protocol.isin(rows.protocol[:1])]
+    for arm in arms:
+        if arm not in rows.recipe.values:
+            raise KeyError(f"no {metric} of {net} {arm} on subset {subset}: measure it, or check the names")
+    return rows
 
 
 def arm_mean(

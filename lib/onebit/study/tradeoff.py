@@ -66,7 +66,7 @@ def front(cost: NDArray, loss: NDArray) -> NDArray:
     return ~(no_worse & better).any(axis=0)
 
 
-def best_within(frame: "pd.DataFrame", budget: float, cost: str = "bytes", loss: str = "frechet") -> "pd.Series | None":
-    """The row of least loss whose cost keeps the budget; None if there is none."""
-    affordable = frame[frame[cost] <= budget]
-    return None if affordable.empty else affordable.loc[affordable[loss].idxmin()]
+def best_within(frame: "pd.DataFrame", budget: float) -> "pd.Series | None":
+    """The row of least Fréchet distance whose bytes keep the budget; None if there is none."""
+    affordable = frame[frame["bytes"] <= budget]
+    return None if affordable.empty else affordable.loc[affordable["frechet"].idxmin()]
