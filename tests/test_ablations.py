@@ -16,10 +16,12 @@ from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, a
 from onebit.study.ablations import (
     SAMPLED,
     SAMPLERS,
+    STRIDED,
     Ablation,
     both,
     budget,
     by_sampler,
+    by_stride,
     families_of,
     grid,
     jobs,
@@ -277,6 +279,15 @@ def test_a_claim_rests_on_the_seeds_that_all_its_rows_have():
         (run.seed, run.recipe) for row, run in trained(laptop) if row.label in ("W1A32 base", "W1A32 +EBB"))
     assert {run.seed for run in both} == {0, 1, 2}
     assert {run.seed for run in ablation_tables.seeds_of(laptop, ["W1A32 base", "W1A8 base"])} == {0}
+
+
+def test_strided_rows_are_drawn_at_the_steps_of_other_evaluations_and_at_finer_ones():
+    laptop = Study.named("laptop", "mnist")
+    found = by_stride(laptop)
+    assert {(row.label, steps) for row, steps, _ in found} == {(label, n) for label in STRIDED for n in (50, 200)}
+    for row, steps, source in found:
+        assert source.run in {run for other, run in trained(laptop) if other is row and run.seed == 0}
+        assert source.request == SampleSpec("ddim", steps, laptop.profile.solver_samples, reestimated=True)
 
 
 def test_networks_are_drawn_twice_with_the_same_noise_and_other_statistics():

@@ -23,7 +23,7 @@ HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "divergence")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections")
-FINER = (1, 2, 5)  # times as many steps as other evaluations take; BiDM's own samplers go in strides of 10 and 5
+FINER = (1, 4)  # times as many steps as other evaluations take: strides of 20 and 5, BiDM's own
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
