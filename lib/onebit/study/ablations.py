@@ -157,7 +157,7 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 
 
 def by_stride(study: "Study") -> list[tuple[Ablation, int, "Samples"]]:
-    """The rows of STRIDED at the first seed, as fewer samples, of the usual steps and of FINE ones, from the same noise.
+    """The rows of STRIDED at the first seed: fewer samples, of the usual steps and of FINE ones, from the same noise.
 
     Connections are trained on the next timestep, and used on whatever the sampler visited before.
     """
