@@ -23,7 +23,7 @@ HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "divergence")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections")
-FINE = 200  # steps, for strides of 5 timesteps, as BiDM's CIFAR sampler takes
+FINE = 200  # steps, for strides of 5 timesteps: the finer of those that BiDM's samplers take
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
