@@ -149,8 +149,8 @@ def _check_request(shape: tuple[int, int, int], seed: int, batch: int | None) ->
 
 
 def _workers(model: nn.Module, n: int) -> int:
-    """How many batches of n images run at a time.  One on a GPU; and with our kernels, which let one
-    Python thread in at a time (`kernels.threads.alone`)."""
+    """How many batches of n images run at a time.  One on a GPU; and with our kernels, which let one Python
+    thread in at a time (`kernels.threads.alone`)."""
     kernels = any(type(module).__module__.startswith(f"{__package__}.kernels") for module in model.modules())
     if kernels or _place(model).type != "cpu":
         return 1
