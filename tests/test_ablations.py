@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -31,6 +32,7 @@ from onebit.study.ablations import (
     teachers,
     trained,
 )
+from onebit.study.activity import _Trace
 
 STUDY = Study.named("smoke", "digits")
 
@@ -209,11 +211,26 @@ def test_activity_follows_every_layer_along_a_trajectory(measure):
     assert "mid.conv1" in layers and not [name for name in layers if name.startswith("time_mlp")]
     assert arrays["ranges"].shape == (len(layers), 5) and (arrays["ranges"] > 0).all()
     assert arrays["similarity"].shape == (len(blocks), 4) and (abs(arrays["similarity"]) <= 1 + 1e-6).all()
+    assert arrays["between"].shape == (len(blocks), 5) and (abs(arrays["between"]) <= 1 + 1e-6).all()
+    for name, array in {"similarity": "similarity", "between_images": "between"}.items():
+        assert found.estimates[name].value == pytest.approx(arrays[array].mean())
     assert blocks == ["down.0", "down.1", "mid", "up.0", "up.1", "up.2"]
     ratio = arrays["ranges"].max(1) / arrays["ranges"].min(1)
     assert found.estimates["range_ratio"].value == pytest.approx(ratio.mean())
     # conv_in sees the image alone: x_T is standard noise, of which 98 % lie within 2 x 2.326
     assert arrays["ranges"][layers.index("conv_in"), 0] == pytest.approx(2 * 2.326, rel=0.05)
+
+
+def test_likeness_is_set_between_steps_of_an_image_and_between_images_of_a_step():
+    """Two images, two steps, one block of two numbers: cosines by hand."""
+    trace = _Trace(nets.build("unet", 4))
+    steps = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [0.0, 1.0]]])  # (step, image, feature)
+    for t, features in zip((9, 4), steps, strict=True):
+        trace.called(SimpleNamespace(names=["mid"], features=[features]), torch.tensor([t]))
+    half = 1 / math.sqrt(2)
+    assert trace.timesteps == [9, 4]
+    assert trace.alike["mid"] == pytest.approx([(half + 1) / 2])  # image 0 turns by 45 degrees, image 1 not at all
+    assert trace.between["mid"] == pytest.approx([0, half])
 
 
 def test_mimicry_is_the_relative_distance_of_block_outputs(measure):

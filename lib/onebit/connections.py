@@ -27,6 +27,8 @@ class Connections(nn.Module):
         with c.following(): ...            every call mixes in what the call before put out, the first one nothing:
                                            one trajectory of a sampler, one batch
 
+    `cache_dt` says how many timesteps before, on the noisier side, the cache of a training step is taken.
+
     Shapes    alpha (rows, sites); timestep (B,), or one for all; outputs (B, ...), as the cache's.
     Units     alpha dimensionless and free (no sigmoid), at first `initial`; t counts 0 .. T-1, `timesteps` is T.
     Backward  d out / d U = 1 - a;  dL/d alpha[r, m] = sum g (cache - U) over the samples of row r;  none to the cache.
@@ -37,14 +39,17 @@ class Connections(nn.Module):
               one coefficient among four sites, starting at 0.
     """
 
-    def __init__(self, sites: Iterable[str], timesteps: int = TIMESTEPS, rows: int = 100, initial: float = 0.3):
+    def __init__(self, sites: Iterable[str], timesteps: int = TIMESTEPS, rows: int = 100, initial: float = 0.3,
+                 cache_dt: int = 1):
         super().__init__()
         self.sites = tuple(sites)
         if not self.sites:
             raise ValueError("sites must name at least one module")
         if not 1 <= rows <= timesteps:
             raise ValueError(f"rows must be in 1..{timesteps}, got {rows}")
-        self.timesteps, self.rows = timesteps, rows
+        if cache_dt < 1:
+            raise ValueError(f"cache_dt must be at least 1 timestep, got {cache_dt}")
+        self.timesteps, self.rows, self.cache_dt = timesteps, rows, cache_dt
         self.alpha = nn.Parameter(torch.full((rows, len(self.sites)), float(initial)))
         self.clock = Clock()
         self._rest()
@@ -174,16 +179,16 @@ def _none(model: nn.Module) -> None:
 
 
 def _tbs(model: nn.Module, patterns: str = "", *, timesteps: int = TIMESTEPS, rows: int = 100,
-         initial: float = 0.3) -> Connections:
+         initial: float = 0.3, cache_dt: int = 1) -> Connections:
     """Connections of the patterns in one word, "up.1+up.2", or of every up block."""
     return _made_for(model, patterns.split("+") if patterns else UP_BLOCKS,
-                     timesteps=timesteps, rows=rows, initial=initial)
+                     timesteps=timesteps, rows=rows, initial=initial, cache_dt=cache_dt)
 
 
 CONNECTIONS = {"none": _none, "tbs": _tbs}  # by the name that a recipe gives them; for a model, without touching it
 
 
-def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cache_dt: int = 1) -> Cache:
+def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cache_dt: int | None = None) -> Cache:
     r"""The cache of a training step: block outputs at the noisier timestep t', from the same image and noise.
 
         t' = min(t + cache_dt, T - 1),    x_t' = sqrt(alpha_bar_t') x_0 + sqrt(1 - alpha_bar_t') eps
@@ -192,15 +197,18 @@ def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cac
     norms do not count it: their running statistics come from the main pass alone.
 
     Shapes    as `diffusion.add_noise`.
+    `cache_dt` is that of the model's connections unless it is given.
+
     Raises    ValueError for cache_dt < 1 or a model without connections.
     Source    BiDM's released training step (methods 3.3), where t' = t + 1, while its sampler goes in strides of 5
               or 10: `cache_dt` can be that stride.
     DIFFERS   the released pass keeps its graph, to no effect but memory, and counts in the running statistics.
     """
-    if cache_dt < 1:
-        raise ValueError(f"cache_dt must be at least 1 timestep, got {cache_dt}")
     if not isinstance(getattr(model, "connections", None), Connections):
         raise ValueError("the model has no connections; attach(model) adds them")
+    cache_dt = model.connections.cache_dt if cache_dt is None else cache_dt
+    if cache_dt < 1:
+        raise ValueError(f"cache_dt must be at least 1 timestep, got {cache_dt}")
     later = (timestep + cache_dt).clamp_max(TIMESTEPS - 1)
     with model.connections.recording() as cache, torch.no_grad(), _uncounted(model):
         model(add_noise(x0, noise, later), later)

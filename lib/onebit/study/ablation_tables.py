@@ -25,6 +25,7 @@ METRICS = {  # column -> (family, name there)
     "recall": ("manifold", "recall"),
     "kid": ("divergence", "kid"),
     "inception_score": ("divergence", "inception_score"),
+    "held_out_loss": ("denoising", "held_out_loss"),
 }
 PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
 ADDED = ("penalty", "distillation")  # columns of a log: terms of the objective beside the noise loss

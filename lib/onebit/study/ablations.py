@@ -20,9 +20,9 @@ GRID = Path(__file__).with_name("ablations.toml")
 TABLES = ("binarydm", "ebb", "lrm", "bidm", "bits", "beyond")
 PRIORITIES = (1, 2, 3, 4, 5, 6, 7)
 HEADLINE = 2  # up to this priority
-FAMILIES = ("headline", "manifold", "divergence")
+FAMILIES = ("headline", "manifold", "divergence", "denoising")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
-STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections")
+STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections", "W1A1 connections 20 apart")
 FINE = 200  # steps, for strides of 5 timesteps: the finer of those that BiDM's samplers take
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
@@ -159,7 +159,8 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 def by_stride(study: "Study") -> list[tuple[Ablation, int, "Samples"]]:
     """The rows of STRIDED at the first seed: fewer samples, of the usual steps and of FINE ones, from the same noise.
 
-    Connections are trained on the next timestep, and used on whatever the sampler visited before.
+    Connections are trained on the next timestep, in one row on that 20 away, and used on whatever the sampler visited
+    before.
     """
     size = study.profile
     requests = [SampleSpec("ddim", steps, size.solver_samples, reestimated=True)

@@ -22,11 +22,13 @@ PAIRS = 256  # noisy images on which teacher and student are compared
 
 
 class _Trace:
-    """Hooks of one model: at every call the spread of each layer's input, and how alike block outputs stayed."""
+    """Hooks of one model: at every call the spread of each layer's input, how alike block outputs stayed, and how alike
+    those of different images are."""
 
     def __init__(self, model: nn.Module):
         self.ranges: dict[str, list[float]] = {name: [] for name in weight_layers(model)}
         self.alike: dict[str, list[float]] = {}
+        self.between: dict[str, list[float]] = {}
         self.timesteps: list[int] = []
         self._before: dict[str, Tensor] = {}
 
@@ -42,9 +44,13 @@ class _Trace:
         self.timesteps.append(int(timestep.flatten()[0]))
         for name, feature in zip(taps.names, taps.features, strict=True):
             if name in self._before:
-                cosine = torch.cosine_similarity(feature.flatten(1), self._before[name].flatten(1), dim=1)
-                self.alike.setdefault(name, []).append(cosine.mean().item())
+                self.alike.setdefault(name, []).append(_cosine(feature, self._before[name]))
+            self.between.setdefault(name, []).append(_cosine(feature, feature.roll(1, 0)))
             self._before[name] = feature
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1), dim=1).mean().item()
 
 
 @contextlib.contextmanager
@@ -65,8 +71,10 @@ def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     """Ranges of layer inputs and likeness of consecutive block outputs along a DDIM trajectory of 32 images.
 
     Estimates  range_ratio: largest over smallest range (1st to 99th percentile) of a layer's input over timesteps, mean
-               over layers;  similarity: cosine of block outputs at consecutive sampler steps, mean over blocks.
-    Arrays     timesteps (S,), ranges (layers, S), similarity (blocks, S - 1), layers, blocks (names).
+               over layers;  similarity: cosine of block outputs at consecutive sampler steps, mean over blocks;
+               between_images: that of two different images at one step, what similarity has to be set against.
+    Arrays     timesteps (S,), ranges (layers, S), similarity (blocks, S - 1), between (blocks, S), layers, blocks
+               (names).
     Source     the motivation figures of BiDM (arXiv:2412.05926), figure 3.
     """
     run = source.run
@@ -75,14 +83,15 @@ def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
         sampling.sample_batch(model, range(IMAGES), data.image_shape(run.dataset), steps=source.request.steps)
     layers = [name for name, values in trace.ranges.items() if values]
     ranges = np.array([trace.ranges[name] for name in layers])
-    similarity = np.array(list(trace.alike.values()))
+    similarity, between = (np.array(list(found.values())) for found in (trace.alike, trace.between))
     ratio = ranges.max(1) / np.maximum(ranges.min(1), 1e-12)
-    means = similarity.mean(1)
     text = f"DDIM {source.request.steps} steps, {IMAGES} images"
+    over_blocks = f"{text}, mean and interval over blocks"
     estimates = {"range_ratio": bootstrap(ratio, f"{text}, mean and interval over layers"),
-                 "similarity": bootstrap(means, f"{text}, mean and interval over blocks")}
+                 "similarity": bootstrap(similarity.mean(1), over_blocks),
+                 "between_images": bootstrap(between.mean(1), over_blocks)}
     return Measured(estimates, {"timesteps": np.array(trace.timesteps), "ranges": ranges, "similarity": similarity,
-                                "layers": np.array(layers), "blocks": np.array(list(trace.alike))})
+                                "between": between, "layers": np.array(layers), "blocks": np.array(list(trace.alike))})
 
 
 def mimicry(source: Samples, protocol: Protocol, wait: bool) -> Measured:

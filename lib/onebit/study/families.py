@@ -3,17 +3,16 @@
 from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import data, metrics
-from ..diffusion import image_losses
 from ..judge import look, look_spatially
 from ..metrics import Gaussian
 from ..metrics.estimate import share
 from ..panel import knn_labels, logistic_probabilities
 from . import results
 from .activity import activity, mimicry  # noqa: F401 - two of the families
+from .denoising import denoising, overfitting  # noqa: F401 - and two more
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
 from .sources import PackedSamples, Samples, Source, Walk
 
@@ -22,8 +21,6 @@ PUBLISHED_SAMPLES = 100  # of which memorization and diversity are computed, sou
 PUBLISHED_FRECHET = 2_000  # images on either side, source 000
 PUBLISHED_CONFIDENCE = 1_000
 CUTOFFS = (0.05, 0.1, 0.15, 0.2, 0.3)  # cycles per pixel; 0.5 is the finest a pixel grid holds
-LOSS_IMAGES, BATCH = 1_000, 250
-LOSS_TIMESTEPS = tuple(range(50, 1_000, 100))  # ten, evenly spread
 VENDI = 1_000  # images; the score grows with their number
 PAIRS = 10  # closest pairs kept as pictures
 MANIFOLD_DRAW = 2  # real images drawn anew, apart from those of the other distances
@@ -113,33 +110,6 @@ def subset(source: Source, protocol: Protocol, wait: bool) -> Measured:
         real = Gaussian.fit(real_features(protocol.judge, protocol.dataset, protocol.reference, wait=wait))
         estimates["frechet"] = metrics.frechet(features, real)
     return Measured(estimates, {})
-
-
-def overfitting(source: Samples, protocol: Protocol, wait: bool) -> Measured:
-    """The network's own loss on images it was trained on, and on images it was not: same noise, same timesteps."""
-    model = results.weights(source.run, wait=wait)
-    n = min(LOSS_IMAGES, data.train_size(source.run.dataset), protocol.held_out)
-    trained = _losses(model, data.load(source.run.dataset, "train").draw(n).images)
-    held_out = _losses(model, data.load(protocol.dataset, "test").draw(n).images)
-    text = f"noise MSE, mean over {len(LOSS_TIMESTEPS)} timesteps"
-    return Measured({
-        "training_loss": metrics.bootstrap(trained, f"{text}, {n} training images"),
-        "held_out_loss": metrics.bootstrap(held_out, f"{text}, {len(held_out)} held-out images"),
-        "loss_gap": metrics.difference(held_out, trained, f"{text}, held-out minus training"),
-    }, {})
-
-
-@torch.inference_mode()
-def _losses(model: torch.nn.Module, images: Tensor) -> np.ndarray:
-    """Each image's loss, averaged over timesteps; the i-th image of any set meets the same noise."""
-    place = next(model.parameters()).device
-    total = torch.zeros(len(images), dtype=torch.float64)
-    for t in LOSS_TIMESTEPS:
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(t))
-        for part in torch.arange(len(images)).split(BATCH):
-            x0, timestep = data.normalize(images[part]).to(place), torch.full((len(part),), t, device=place)
-            total[part] += image_losses(model, x0, noise[part].to(place), timestep).double().cpu()
-    return (total / len(LOSS_TIMESTEPS)).numpy()
 
 
 def manifold(source: Source, protocol: Protocol, wait: bool) -> Measured:

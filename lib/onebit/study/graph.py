@@ -10,7 +10,7 @@ from .results import JudgeSpec, SampleSpec
 from .run import Run
 from .study import Job
 
-OF_THE_NETWORK = ("overfitting", "walking", "activity", "mimicry")  # families that need the weights, and no samples
+OF_THE_NETWORK = ("overfitting", "denoising", "walking", "activity", "mimicry")  # need the weights, and no samples
 
 
 def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
