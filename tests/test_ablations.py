@@ -279,6 +279,21 @@ def test_gains_are_paired_by_seed_and_have_the_interval_of_a_comparison():
     assert (frame.low[0], frame.high[0]) == (e.low, e.high)
 
 
+def test_a_ruler_is_as_good_as_rows_are_louder_than_seeds():
+    """Two rows a factor of 100 apart, whose two seeds are a factor of 4 apart, crosswise: sums of squares by hand."""
+    frame = pd.DataFrame({"label": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "frechet": [1.0, 4, 400, 100],
+                          "loss": [4.0, 1, 1e-3, 4e-3]})
+    table = ablation_tables.rulers(frame, ["frechet", "loss"]).set_index("metric")
+    step = math.log(4)
+    sd = step  # residuals of +- step / 2 in four places, one degree of freedom
+    for metric, apart in {"frechet": math.log(100), "loss": math.log(1e3)}.items():
+        between = math.sqrt(apart**2 / 2 - sd**2 / 2)
+        assert table.loc[metric, "seed"] == pytest.approx(4)
+        assert table.loc[metric, "row"] == pytest.approx(math.exp(between))
+        assert table.loc[metric, "times"] == pytest.approx(between / sd)
+    assert table.order.tolist() == pytest.approx([1, -1])
+
+
 def test_gains_have_the_false_discovery_rate_of_benjamini_and_hochberg():
     """Of two p values the larger is its own q, and the smaller's is twice itself, or the larger if that is less."""
     frame = ablation_tables.gains(CHOICES, "frechet", {"b": "a", "c": "a"})

@@ -20,6 +20,7 @@ from onebit.study import (
     cache,
     evaluation,
     families,
+    judging,
     results,
 )
 from onebit.study.evaluation import evaluate
@@ -61,7 +62,7 @@ def test_the_headline_is_that_of_its_parts(protocol):
     """Features of the stored samples against features of the training images, by the other functions."""
     source = Samples(TINY, SampleSpec("ddim", 4, N))
     found = values("headline", source, protocol)
-    judge = results.judge(protocol.judge)
+    judge = judging.judge(protocol.judge)
     features, probabilities = look(judge, results.samples(TINY, source.request))
     real, _ = look(judge, data.load("digits").draw(900).images)
     expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
@@ -157,7 +158,7 @@ def test_a_panel_agrees_on_digits_and_not_on_blends_or_noise(protocol):
     assert found["held-out"]["legible"] > 0.75 > 0.5 > found["blend"]["legible"] and found["noise"]["legible"] < 0.3
     assert found["held-out"]["panel_kappa"] > 0.8 > found["noise"]["panel_kappa"]
     assert found["noise"]["confidence"] > 0.2  # twice its floor, on images of nothing
-    calibration = results.calibration(protocol.judge)
+    calibration = judging.calibration(protocol.judge)
     assert calibration["error_after"][0] <= calibration["error_before"][0] + 0.01
     assert 0 < calibration["floor_after"][0] < 0.1  # nobody scores 0 on so few images
 
@@ -175,8 +176,8 @@ def test_a_subset_is_measured_against_its_own_classes_by_the_judge_of_all(two_cl
     train = data.load("digits:01").images
     assert found["published_memorization"] == metrics.published_memorization(images, train, 100, 1437 // 12)
     assert found["published_diversity"] == metrics.published_diversity(images, 100)
-    features, probabilities = look(results.judge(two_classes.judge), images)
-    real, _ = look(results.judge(two_classes.judge), data.load("digits:01").draw(200).images)
+    features, probabilities = look(judging.judge(two_classes.judge), images)
+    real, _ = look(judging.judge(two_classes.judge), data.load("digits:01").draw(200).images)
     expected = metrics.frechet_distance(metrics.Gaussian.fit(features), metrics.Gaussian.fit(real))
     assert found["frechet"].value == pytest.approx(expected, rel=1e-9)
     assert found["in_subset"].value == pytest.approx((probabilities.argmax(1) < 2).double().mean().item())

@@ -14,7 +14,7 @@ from onebit.files import digest, sha256
 from onebit.layers import quantized_layers
 from onebit.packing import Stored
 from onebit.quantizers import weight_rule
-from onebit.study import Run, Study, ablations, cache, golden, release, results
+from onebit.study import Run, Study, ablations, cache, golden, judging, release, results
 from onebit.study.__main__ import main
 from onebit.study.arrays import load_arrays, save_arrays
 from onebit.study.release import Kept
@@ -192,7 +192,7 @@ def test_release_converts_every_result_of_a_study_and_the_golden_run(home, monke
     study = Study.named("smoke", "digits")
     teacher = study.unet(recipes=("fp16",))[0]
     student = next(run for _, run in ablations.trained(study) if run.teacher == teacher)
-    jobs = [Job(results.judge_entry(study.judges[0]), partial(results.judge, study.judges[0])),
+    jobs = [Job(judging.judge_entry(study.judges[0]), partial(judging.judge, study.judges[0])),
             *(Job(results.training_entry(run), partial(results.training, run)) for run in (teacher, student))]
     monkeypatch.setattr(Study, "jobs", lambda self: jobs)
     command = ["release", "--profile", "smoke", "--dataset", "digits"]

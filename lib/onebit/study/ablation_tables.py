@@ -97,6 +97,25 @@ def spread(frame: pd.DataFrame, metric: str) -> tuple[Spread, float]:
     return common_spread(values), equal_spreads(values)
 
 
+def rulers(frame: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """How well each metric tells the rows of a frame apart, one row per metric.
+
+    Columns    seed    one standard deviation between seeds, as a factor (`spread`)
+               row     one between rows, as a factor: the variance of their mean logarithms, less what seeds add to it
+               times   log row / log seed: how much louder rows are than seeds
+               order   Spearman's correlation, over rows, with the Fréchet distance
+    """
+    found, distance = [], np.log(_by_seed(frame, "frechet")).mean()
+    for metric in metrics:
+        values = _by_seed(frame, metric)
+        means, scatter = np.log(values).mean(), common_spread(values)
+        added = scatter.sd**2 * (1 / values.count()).mean()
+        between = np.sqrt(max(means.var() - added, 0))
+        found.append({"metric": metric, "rows": len(means), "seed": np.exp(scatter.sd), "row": np.exp(between),
+                      "times": between / scatter.sd, "order": means.corr(distance, method="spearman")})
+    return pd.DataFrame(found)
+
+
 def compare(frame: pd.DataFrame, metric: str, label: str, control: str) -> Estimate:
     """One label over another, paired by the seeds both have: the geometric mean of the ratio, and its interval from the
     spread of all rows of the frame.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from .. import data
 from ..errors import unknown
 from ..files import write_json
-from . import cache, results
+from . import cache, judging
 from .arrays import load_arrays, save_arrays
 from .cache import Entry
-from .results import JudgeSpec
+from .judging import JudgeSpec
 from .sources import Control, Source
 
 
@@ -124,7 +124,7 @@ def real_features(
     from ..metrics import low_pass
 
     images = data.load(dataset, "train").draw(n, seed).images
-    features, _ = look(results.judge(judge, wait), low_pass(images, cutoff) if cutoff else images)
+    features, _ = look(judging.judge(judge, wait), low_pass(images, cutoff) if cutoff else images)
     return features.numpy()
 
 
@@ -132,5 +132,5 @@ def seen(source: Source, judge: JudgeSpec, wait: bool) -> tuple[NDArray, NDArray
     """The judge's features (n, 128) and probabilities (n, 10) of a source's images."""
     from ..judge import look
 
-    features, probabilities = look(results.judge(judge, wait), source.images(wait))
+    features, probabilities = look(judging.judge(judge, wait), source.images(wait))
     return features.numpy(), probabilities.numpy()

@@ -10,7 +10,7 @@ from ..judge import look, look_spatially
 from ..metrics import Gaussian
 from ..metrics.estimate import share
 from ..panel import knn_labels, logistic_probabilities
-from . import results
+from . import judging
 from .activity import activity, mimicry  # noqa: F401 - two of the families
 from .denoising import denoising, overfitting  # noqa: F401 - and two more
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
@@ -155,12 +155,12 @@ def distribution(source: Source, protocol: Protocol, wait: bool) -> Measured:
 def _spatial(source: Source, protocol: Protocol, wait: bool) -> metrics.Estimate:
     """sFID's idea: the Fréchet distance of a feature map that still knows where things are."""
     real = _spatial_reference(protocol.judge, protocol.dataset, protocol.reference, wait)
-    return metrics.frechet(look_spatially(results.judge(protocol.judge, wait), source.images(wait)), real)
+    return metrics.frechet(look_spatially(judging.judge(protocol.judge, wait), source.images(wait)), real)
 
 
 @lru_cache(maxsize=4)
-def _spatial_reference(judge: results.JudgeSpec, dataset: str, n: int, wait: bool) -> Gaussian:
-    return Gaussian.fit(look_spatially(results.judge(judge, wait), data.load(dataset, "train").draw(n).images))
+def _spatial_reference(judge: judging.JudgeSpec, dataset: str, n: int, wait: bool) -> Gaussian:
+    return Gaussian.fit(look_spatially(judging.judge(judge, wait), data.load(dataset, "train").draw(n).images))
 
 
 def texture(source: Source, protocol: Protocol, wait: bool) -> Measured:
@@ -172,7 +172,7 @@ def texture(source: Source, protocol: Protocol, wait: bool) -> Measured:
         estimates[f"high_share_{cutoff:g}"] = metrics.high_share(images, cutoff)
         blurred = real_features(protocol.judge, protocol.dataset, protocol.reference, cutoff=cutoff, wait=wait)
         real = Gaussian.fit(blurred)
-        features, _ = look(results.judge(protocol.judge, wait), metrics.low_pass(images, cutoff))
+        features, _ = look(judging.judge(protocol.judge, wait), metrics.low_pass(images, cutoff))
         estimates[f"frechet_below_{cutoff:g}"] = metrics.frechet(features, real)
     widths = metrics.stroke_widths(images)
     return Measured(estimates, {
@@ -185,11 +185,11 @@ def legibility(source: Source, protocol: Protocol, wait: bool) -> Measured:
     """How sure the judge is, how sure it should be, and whether other kinds of judges read the same."""
     images = source.images(wait)
     features, probabilities = seen(source, protocol.judge, wait)
-    calibrated = results.calibrated(protocol.judge, features, wait)
+    calibrated = judging.calibrated(protocol.judge, features, wait)
     train = data.load(protocol.dataset, "train")
     labels = np.stack([
         probabilities.argmax(1),
-        logistic_probabilities(images, *results.logistic(protocol.dataset, wait)).argmax(1),
+        logistic_probabilities(images, *judging.logistic(protocol.dataset, wait)).argmax(1),
         knn_labels(images, train),
     ])
     return Measured({
@@ -220,7 +220,7 @@ def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
     by_path = {measure.__name__: measure(frames) for measure in (
         metrics.fade_residual, metrics.mid_grey, metrics.fade_mass, metrics.largest_jump, metrics.transport_length)}
     by_path |= metrics.topology_changes(frames)
-    labels = np.stack([look(results.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
+    labels = np.stack([look(judging.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
     estimates = {name: metrics.bootstrap(values, f"mean over {walk.pairs} paths of {walk.frames} frames")
                  for name, values in by_path.items()}
     shown = np.linspace(0, walk.frames - 1, min(STRIP, walk.frames)).round().astype(int)

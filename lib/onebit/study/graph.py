@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from . import cache, evaluation, results
+from . import cache, evaluation, judging, results
 from .cache import Entry
 from .evaluation import Protocol
-from .results import JudgeSpec, SampleSpec
+from .judging import JudgeSpec
+from .results import SampleSpec
 from .run import Run
 from .study import Job
 
@@ -47,7 +48,7 @@ def _reads(entry: Entry) -> Iterator[Entry]:
     elif entry.kind == "samples":
         yield from _trainings(spec["run"])
     elif entry.kind == "calibration":
-        yield results.judge_entry(JudgeSpec(**{f.name: spec[f.name] for f in fields(JudgeSpec)}))
+        yield judging.judge_entry(JudgeSpec(**{f.name: spec[f.name] for f in fields(JudgeSpec)}))
     elif entry.kind == "timing":
         for run in spec.get("runs", {}).values():
             yield from _trainings(run)
@@ -67,7 +68,7 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
         if family == "mimicry":
             yield from _trainings(source["run"].get("teacher"))
         if family == "walking":
-            yield results.judge_entry(protocol.judge)
+            yield judging.judge_entry(protocol.judge)
         return
     if "run" in source:
         run, request = run_of(source["run"]), SampleSpec(**source["samples"])
@@ -75,14 +76,14 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
         if family == "packing":
             yield results.samples_entry(run, request)
             return
-    yield results.judge_entry(protocol.judge)
+    yield judging.judge_entry(protocol.judge)
     if family == "distribution":
-        yield from map(results.judge_entry, protocol.more_judges)
+        yield from map(judging.judge_entry, protocol.more_judges)
     if family == "memorization":
         yield evaluation.entry("neighbours", protocol.control, protocol)
     if family == "legibility":
-        yield results.calibration_entry(protocol.judge)
-        yield results.logistic_entry(protocol.dataset)
+        yield judging.calibration_entry(protocol.judge)
+        yield judging.logistic_entry(protocol.dataset)
 
 
 def _protocol(spec: dict) -> Protocol:

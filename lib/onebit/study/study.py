@@ -6,9 +6,10 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, agreement, evaluation, fitted, narrow, published, results, timings
+from . import ablations, agreement, evaluation, fitted, judging, narrow, published, results, timings
 from .cache import Entry
 from .evaluation import Measured, Protocol
+from .judging import JudgeSpec
 from .profiles import (
     DIGITS,
     FAMILIES,
@@ -22,7 +23,7 @@ from .profiles import (
     UNET_RECIPES,
     Profile,
 )
-from .results import JudgeSpec, SampleSpec
+from .results import SampleSpec
 from .run import Run
 from .sources import Control, Samples, Source, Walk
 
@@ -200,10 +201,10 @@ class Study:
 
     def _jobs(self) -> Iterator[Job]:
         for spec in self.judges:
-            yield Job(results.judge_entry(spec), partial(results.judge, spec))
+            yield Job(judging.judge_entry(spec), partial(judging.judge, spec))
         yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
-        yield Job(results.logistic_entry(self.compared()), partial(results.logistic, self.compared()))
-        yield Job(results.calibration_entry(self.judges[0]), partial(results.calibration, self.judges[0]))
+        yield Job(judging.logistic_entry(self.compared()), partial(judging.logistic, self.compared()))
+        yield Job(judging.calibration_entry(self.judges[0]), partial(judging.calibration, self.judges[0]))
         yield self._measuring("neighbours", self.protocol.control)
         for control in self.controls:
             for family in ("headline", *FAMILIES):

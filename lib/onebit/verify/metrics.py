@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from ..study import Study, cache, evaluation, families, published, results
+from ..study import Study, cache, evaluation, families, judging, published, results
 from ..study.sources import Samples, Source
 from .verdict import Verdict
 
@@ -48,7 +48,7 @@ def metric(study: Study, family: str, source: Source) -> Verdict:
 
 def _needed(study: Study, family: str, source: Source) -> list[cache.Entry]:
     drawn = [results.samples_entry(source.run, source.request)] if isinstance(source, Samples) else []
-    return [evaluation.entry(family, source, study.protocol), results.judge_entry(study.judges[0]), *drawn]
+    return [evaluation.entry(family, source, study.protocol), judging.judge_entry(study.judges[0]), *drawn]
 
 
 def _tolerance(name: str) -> float:
