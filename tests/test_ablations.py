@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from onebit import claims, nets, recipes
 from onebit.diffusion import noise_loss
 from onebit.distill import distillation
 from onebit.objective import Objective
 from onebit.quantizers.evolvable import EBB
-from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables
+from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables, results
 from onebit.study.ablations import (
     SAMPLED,
     SAMPLERS,
@@ -27,6 +28,7 @@ from onebit.study.ablations import (
     grid,
     jobs,
     of_table,
+    own_teachers,
     pictured,
     renormed,
     teachers,
@@ -115,6 +117,20 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         grid(path)
+
+
+def test_networks_with_group_norm_start_from_float_ones_of_their_own():
+    """Which no other notebook trains, and which are listed before the rows that need them."""
+    study = Study.named("paper", "mnist")
+    own = own_teachers(study)
+    assert [(run.net, run.recipe, run.seed) for run in own] == [("unet-group", "fp16", seed) for seed in (0, 1, 2)]
+    assert replace(own[0], net="unet") == teachers(study)[0]
+    rows = [run for row, run in trained(study) if row.net == "unet-group"]
+    assert {run.teacher for run in rows} == set(own)
+    names = [job.entry.name for job in jobs(study)]
+    assert all(names.index(results.training_entry(run.teacher).name) < names.index(results.training_entry(run).name)
+               for run in rows)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in results.new_model(own[0]).modules())
 
 
 def test_the_panel_sees_the_headline_alone():

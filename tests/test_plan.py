@@ -220,7 +220,8 @@ def test_work_grows_with_what_is_asked(home):
             group, units = costs.work(job.entry)
             kind = most.setdefault((*group[:2], group[2:] if group[0] == "evaluation" else ()), {})
             kind[profile] = max(units, kind.get(profile, 0))
-    assert len(most) >= 20 and all(kind["laptop"] >= kind["smoke"] > 0 for kind in most.values())
+    both = [kind for kind in most.values() if len(kind) == 2]  # some networks are trained in the larger profile alone
+    assert len(both) >= 20 and all(kind["laptop"] >= kind["smoke"] > 0 for kind in both)
 
 
 def test_calibration_times_the_networks_of_the_jobs(home):

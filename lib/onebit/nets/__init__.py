@@ -1,6 +1,7 @@
-"""The two networks of the study, built by name and base width."""
+"""The networks of the study, built by name and base width."""
 
 import inspect
+from functools import partial
 
 from torch import nn
 
@@ -8,7 +9,7 @@ from ..errors import unknown
 from .resunet import ResUNet
 from .unet import UNet
 
-NETS = {"resunet": ResUNet, "unet": UNet}
+NETS = {"resunet": ResUNet, "unet": UNet, "unet-group": partial(UNet, norm="group")}
 
 __all__ = ["NETS", "ResUNet", "UNet", "build"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
+from ..nets import NETS
 from . import evaluation, results
 from .results import SampleSpec
 from .run import Run
@@ -51,8 +52,8 @@ class Ablation:
                 unknown(f"table of {self.label!r}", table, TABLES)
         if self.first not in PRIORITIES:
             unknown(f"priority of {self.label!r}", self.first, map(str, PRIORITIES))
-        if self.net not in ("unet", "resunet"):
-            unknown(f"net of {self.label!r}", self.net, ["unet", "resunet"])
+        if self.net not in NETS:
+            unknown(f"net of {self.label!r}", self.net, NETS)
         if self.start not in ("teacher", "scratch"):
             unknown(f"start of {self.label!r}", self.start, ["teacher", "scratch"])
 
@@ -82,9 +83,15 @@ def grid(path: Path = GRID) -> tuple[Ablation, ...]:
 
 def teachers(study: "Study", net: str = "unet") -> list[Run]:
     """The float networks that rows start from, one per seed."""
-    runs = study.unet(recipes=("fp16",)) if net == "unet" else study.resunet(recipes=("fp16",))
+    runs = study.resunet(recipes=("fp16",)) if net == "resunet" else study.unet(recipes=("fp16",))
     modern = [run for run in runs if run.ema]  # not those trained as weakly as published
-    return modern[: len(study.profile.ablation_rows)]
+    return [replace(run, net=net) for run in modern[: len(study.profile.ablation_rows)]]
+
+
+def own_teachers(study: "Study") -> list[Run]:
+    """Those float networks that no other notebook trains: with group norm, one for each seed that has such rows."""
+    found = dict.fromkeys(run.teacher for _, run in trained(study) if run.teacher is not None)
+    return [teacher for teacher in found if teacher not in study.ten_class]
 
 
 def budget(study: "Study", net: str = "unet") -> Run:
@@ -124,6 +131,12 @@ def jobs(study: "Study") -> Iterator["Job"]:
     from .study import Job
 
     first = study.profile.unet_seeds[0]
+    for teacher in own_teachers(study):
+        source = study.reestimated(teacher)
+        yield Job(results.training_entry(teacher), partial(results.training, teacher))
+        yield drawing(teacher, source.request, shown=False)
+        for family in ("headline", "denoising"):
+            yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
     for row, run in trained(study):
         source = study.reestimated(run)
         yield Job(results.training_entry(run), partial(results.training, run))

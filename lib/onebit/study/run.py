@@ -16,7 +16,7 @@ class Run:
     """One trained network.  Paths, devices, thread counts and log rates are absent on purpose: they are provenance.
 
     dataset   name for `data.load`, subset included ("mnist", "mnist:01")
-    net       "resunet" or "unet";  width: its base width
+    net       one of `nets.NETS`;  width: its base width
     recipe    name in `recipes.RECIPES`, or any recipe spelt out
     teacher   a float run of the same net and data, whose weights this one starts from and is distilled from; None:
               training starts from scratch
