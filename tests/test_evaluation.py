@@ -220,6 +220,10 @@ def test_paths_of_the_calibrators_read_as_fading_and_as_moving(protocol):
     walk = {path: values("walking", Walk(TINY, 4, 9, steps=4, path=path), protocol)
             for path in ("latent", "cross-fade", "transport")}
     assert walk["cross-fade"]["fade_residual"] < 1e-3 < walk["transport"]["fade_residual"]
+    arrays = evaluate("calibrator", Walk(TINY, 4, 9, steps=4, path="transport"), protocol).arrays
+    whole = evaluate("walking", Walk(TINY, 4, 9, steps=4, path="transport"), protocol).arrays
+    assert whole.keys() - arrays.keys() == {"labels", "strips"}
+    assert all(np.array_equal(found, whole[name]) for name, found in arrays.items())
     arrays = evaluate("walking", Walk(TINY, 4, 9, steps=4), protocol).arrays
     frames = Walk(TINY, 4, 9, steps=4).images()
     assert arrays["strips"].shape == (4, 9, 1, 16, 16) and np.array_equal(arrays["strips"], frames.numpy())

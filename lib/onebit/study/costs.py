@@ -168,7 +168,7 @@ def _evaluation(spec: dict) -> tuple[Group, float]:
 
 def _network_family(family: str, source: dict) -> tuple[Group, float]:
     run = run_of(source["run"])
-    if family == "walking":
+    if family in ("walking", "calibrator"):
         frames = source["frames"] if source["path"] == "latent" else 2
         return ("evaluation", family, source["path"]), source["pairs"] * frames * source["steps"] * _forward(run)
     passes = {"overfitting": LOSSES, "denoising": DENOISED, "mimicry": MIMICS,

@@ -217,11 +217,22 @@ def packing(source: PackedSamples, protocol: Protocol, wait: bool) -> Measured:
 def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
     """What a path between two images looks like on its way: one number per path, and some paths to show."""
     frames = walk.images(wait)
+    found = _on_the_way(walk, frames)
+    labels = np.stack([look(judging.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
+    shown = np.linspace(0, walk.frames - 1, min(STRIP, walk.frames)).round().astype(int)
+    pictures = {"labels": labels.astype(np.uint8), "strips": frames[:STRIPS, shown].numpy()}
+    return Measured(found.estimates, found.arrays | pictures)
+
+
+def calibrator(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
+    """The numbers of `walking` alone, of an artificial path between the ends of a network's own walks."""
+    return _on_the_way(walk, walk.images(wait))
+
+
+def _on_the_way(walk: Walk, frames: Tensor) -> Measured:
     by_path = {measure.__name__: measure(frames) for measure in (
         metrics.fade_residual, metrics.mid_grey, metrics.fade_mass, metrics.largest_jump, metrics.transport_length)}
     by_path |= metrics.topology_changes(frames)
-    labels = np.stack([look(judging.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
     estimates = {name: metrics.bootstrap(values, f"mean over {walk.pairs} paths of {walk.frames} frames")
                  for name, values in by_path.items()}
-    shown = np.linspace(0, walk.frames - 1, min(STRIP, walk.frames)).round().astype(int)
-    return Measured(estimates, by_path | {"labels": labels.astype(np.uint8), "strips": frames[:STRIPS, shown].numpy()})
+    return Measured(estimates, by_path)

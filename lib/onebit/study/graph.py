@@ -11,7 +11,8 @@ from .results import SampleSpec
 from .run import Run
 from .study import Job
 
-OF_THE_NETWORK = ("overfitting", "denoising", "walking", "activity", "mimicry")  # need the weights, and no samples
+# families that need the weights, and no samples
+OF_THE_NETWORK = ("overfitting", "denoising", "walking", "calibrator", "activity", "mimicry")
 
 
 def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:

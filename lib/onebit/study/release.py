@@ -1,12 +1,13 @@
 """Results as they are committed: the same names, keys and numbers in fewer bytes, with checksums of their own.
 
-    teachers          model.safetensors in float32: students start from these very bits
+    teachers          model.safetensors in float32: students start from these very bits (but for the one with group
+                      norms, for the sake of bytes)
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
                       latent weights only of the one run whose a notebook shows.  Later seeds of the strict 1-bit arms
                       likewise: the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    averaged weights  of the first seed of the U-Net's plain arms
+    averaged weights  of the first seed of the strictly 1-bit U-Net
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
 
@@ -75,10 +76,11 @@ def released(study: Study) -> Iterator[Path]:
 def trainings(study: Study) -> dict[str, Kept]:
     """How each of the study's trainings is released, by the name of its result."""
     students = [run for _, run in ablations.trained(study)]
-    teachers = {run.teacher for run in students}
-    averaged = [run for run in study.unet() if run.seed == 0]
+    own = ablations.own_teachers(study)
+    teachers = {run.teacher for run in students} - {*own}
+    averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
     return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
-            for run in [*study.all_runs, *narrow.runs(study), *students] if run == run.trained}
+            for run in [*study.all_runs, *narrow.runs(study), *own, *students] if run == run.trained}
 
 
 def _form(run: Run, teachers: set[Run | None]) -> str:

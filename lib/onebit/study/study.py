@@ -250,9 +250,8 @@ class Study:
             yield self._measuring("overfitting", self.evaluation(run))
         if run in self.walkers:
             yield self._measuring("walking", self.walk(run))
-            if run.recipe == "fp16":
-                yield self._measuring("walking", self.walk(run, "cross-fade"))
-                yield self._measuring("walking", self.walk(run, "transport"))
+            for path in ("cross-fade", "transport"):
+                yield self._measuring("walking" if run.recipe == "fp16" else "calibrator", self.walk(run, path))
 
     def _sampling(self, run: Run, request: SampleSpec, shown: bool = True) -> Job:
         return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
