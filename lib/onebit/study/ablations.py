@@ -27,7 +27,8 @@ STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections", "W
 FINE = 200  # steps, for strides of 5 timesteps: the finer of those that BiDM's samplers take
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
-PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "W1A1 XNOR++", "W1A1 XNOR", "W1A1 BiDM")
+PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "GroupNorm W1A32 base", "W1A1 XNOR++", "W1A1 XNOR",
+            "W1A1 BiDM")
 
 
 @dataclass(frozen=True)
