@@ -310,6 +310,15 @@ def test_a_ruler_is_as_good_as_rows_are_louder_than_seeds():
     assert table.order.tolist() == pytest.approx([1, -1])
 
 
+def test_a_row_under_two_names_tells_of_the_spread_once():
+    """The twin of "a" has its first seed to the last bit, and its second nearly."""
+    frame = pd.DataFrame({"label": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "frechet": [1.0, 4, 400, 100]})
+    twin = pd.DataFrame({"label": ["twin"] * 2, "seed": [0, 1], "frechet": [1.0, 4.1]})
+    alone, both = (ablation_tables.spread(f, "frechet") for f in (frame, pd.concat([frame, twin])))
+    assert alone == both and alone[0].degrees == 1
+    assert ablation_tables.compare(pd.concat([frame, twin]), "frechet", "twin", "b").n == 2
+
+
 def test_gains_have_the_false_discovery_rate_of_benjamini_and_hochberg():
     """Of two p values the larger is its own q, and the smaller's is twice itself, or the larger if that is less."""
     frame = ablation_tables.gains(CHOICES, "frechet", {"b": "a", "c": "a"})

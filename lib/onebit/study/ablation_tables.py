@@ -76,7 +76,7 @@ def noise_loss(log: pd.DataFrame) -> pd.Series:
 def table(study: Study, name: str) -> pd.DataFrame:
     """One row per label of a table: seeds, mean of every metric (of the Fréchet distance the geometric one, with its
     interval from the spread of all rows of the grid), and the published distances."""
-    spread = common_spread(_by_seed(trainings(study), "frechet"), paired=False)
+    spread = common_spread(_witnesses(_by_seed(trainings(study), "frechet")), paired=False)
     published = {row.label: row.published for row in ablations.grid()}
     rows = []
     for label, group in trainings(study, name).groupby("label", sort=False):
@@ -93,7 +93,7 @@ def table(study: Study, name: str) -> pd.DataFrame:
 def spread(frame: pd.DataFrame, metric: str) -> tuple[Spread, float]:
     """What another seed does to a metric, in logarithms, over all rows of a frame; and Bartlett's p value of the
     hypothesis that it does the same to each of them."""
-    values = _by_seed(frame, metric)
+    values = _witnesses(_by_seed(frame, metric))
     return common_spread(values), equal_spreads(values)
 
 
@@ -108,7 +108,7 @@ def rulers(frame: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     found, distance = [], np.log(_by_seed(frame, "frechet")).mean()
     for metric in metrics:
         values = _by_seed(frame, metric)
-        means, scatter = np.log(values).mean(), common_spread(values)
+        means, scatter = np.log(values).mean(), common_spread(_witnesses(values))
         added = scatter.sd**2 * (1 / values.count()).mean()
         between = np.sqrt(max(means.var() - added, 0))
         found.append({"metric": metric, "rows": len(means), "seed": np.exp(scatter.sd), "row": np.exp(between),
@@ -133,7 +133,7 @@ def gains(frame: pd.DataFrame, metric: str, pairs: dict[str, str]) -> pd.DataFra
     that share of them is expected to be none.
     """
     values, rows = _by_seed(frame, metric), []
-    scatter = common_spread(values)
+    scatter = common_spread(_witnesses(values))
     for label, base in ((label, base) for label, base in pairs.items() if {label, base} <= set(values)):
         ratio, by_seed = compare(frame, metric, label, base), (values[label] / values[base]).dropna()
         rows.append({"row": label, "against": base, "seeds": ratio.n, "ratio": ratio.value, "low": ratio.low,
@@ -165,11 +165,21 @@ def _by_seed(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     return frame.pivot(index="seed", columns="label", values=metric)
 
 
+def _witnesses(values: pd.DataFrame) -> pd.DataFrame:
+    """The rows that tell of the spread: without those that are an earlier one under a second name, equal to the last
+    bit at some seed (EBB that goes over to one basis at the first step is the plain rule)."""
+    kept: list[str] = []
+    for label in values:
+        if not any((values[label] == values[other]).any() for other in kept):
+            kept.append(label)
+    return values[kept]
+
+
 def _ratio(values: pd.DataFrame, label: str, control: str, text: str, comparisons: int = 1) -> Estimate:
     logs = np.log(values[label] / values[control]).dropna()
     if not len(logs):
         raise ValueError(f"{label!r} and {control!r} have no seed in common")
-    return common_spread(values).interval(logs.mean(), 2 / len(logs), len(logs), text, comparisons)
+    return common_spread(_witnesses(values)).interval(logs.mean(), 2 / len(logs), len(logs), text, comparisons)
 
 
 def seeds_of(study: Study, labels: Iterable[str]) -> list[Run]:
