@@ -82,7 +82,7 @@ def test_connections_mix_what_a_sampler_of_that_stride_would_hand_them(stride):
     assert not torch.allclose(alone, predicted, rtol=1e-2)  # the connections do something
 
 
-def test_a_recipe_says_how_far_back_training_looks(monkeypatch):
+def test_a_recipe_says_how_far_back_training_looks():
     """The objective's first pass is at t + cache_dt."""
     seen = []
     model = connected("weights=learned-scale connections=tbs:cache_dt=20")

@@ -196,9 +196,9 @@ def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cac
     The pass is made without gradient and in the model's mode (in training, with its batch's statistics), but batch
     norms do not count it: their running statistics come from the main pass alone.
 
-    Shapes    as `diffusion.add_noise`.
     `cache_dt` is that of the model's connections unless it is given.
 
+    Shapes    as `diffusion.add_noise`.
     Raises    ValueError for cache_dt < 1 or a model without connections.
     Source    BiDM's released training step (methods 3.3), where t' = t + 1, while its sampler goes in strides of 5
               or 10: `cache_dt` can be that stride.

@@ -104,6 +104,7 @@ def rulers(frame: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
                row     one between rows, as a factor: the variance of their mean logarithms, less what seeds add to it
                times   log row / log seed: how much louder rows are than seeds
                order   Spearman's correlation, over rows, with the Fréchet distance
+    Source     variance components by the method of moments; Cochran & Cox 1957, chapter 4
     """
     found, distance = [], np.log(_by_seed(frame, "frechet")).mean()
     for metric in metrics:

@@ -49,9 +49,12 @@ def losses(model: nn.Module, images: Tensor, stride: int = 1) -> np.ndarray:
     """The loss of each image at each of ten timesteps; the i-th image of any set meets the same noise.
 
     Connections mix in block outputs of the same image and noise `stride` timesteps before, where a sampler of that
-    stride comes from.
+    stride comes from; as computed there, unmixed, which is what training does.
 
-    Shapes    images (N, 1, H, W) uint8 -> (10, N) float64.
+        loss[k, n] = mean over pixels of (eps - eps_theta(sqrt(alpha_bar_t) x_n + sqrt(1 - alpha_bar_t) eps, t))^2
+
+    Shapes    images (N, 1, H, W) uint8 -> (10, N) float64, t = 50, 150, ..., 950.
+    Source    DDPM Eq. 14, `diffusion.noise_loss`.
     """
     place = next(model.parameters()).device
     found = np.empty((len(LEVELS), len(images)))
