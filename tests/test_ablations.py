@@ -385,3 +385,27 @@ def test_a_row_may_take_a_share_of_the_steps():
     row, plain = (Ablation("a", "xnor-w1a1", ("bidm",), 4, steps=steps) for steps in (0.5, 1.0))
     teacher, whole = STUDY.unet(recipes=("fp16",))[0], budget(STUDY)
     assert row.run(teacher, whole) == replace(plain.run(teacher, whole), steps=round(whole.steps / 2))
+
+
+def test_every_training_is_drawn_again_with_noise_on_the_way_and_nothing_else_changed():
+    asked = {}
+    for job in jobs(STUDY):
+        if job.entry.kind == "evaluation" and job.entry.spec["family"] == "headline":
+            source = job.entry.spec["source"]
+            asked.setdefault(source["samples"]["sampler"], []).append(source)
+    for _, run in trained(STUDY):
+        noised = Samples(run, replace(STUDY.reestimated(run).request, sampler="ddim-eta1"))
+        assert STUDY.stochastic(run) == noised and noised.spec in asked["ddim-eta1"]
+
+
+def test_handovers_are_a_row_for_every_network_sampler_and_timestep(monkeypatch):
+    monkeypatch.setattr(ablation_tables.ablations, "finishing", lambda study: {("a", "ddim"): 1.0, ("b", "ddpm"): 2.0})
+
+    def evaluate(family, source):
+        found = {f"frechet_from_{t}": SimpleNamespace(value=source + t, low=t, high=2 * t) for t in (0, 999)}
+        return SimpleNamespace(estimates=found)
+
+    frame = ablation_tables.handovers(SimpleNamespace(evaluate=evaluate))
+    assert frame.to_dict("list") == {
+        "label": ["a", "a", "b", "b"], "sampler": ["ddim", "ddim", "ddpm", "ddpm"], "timestep": [0, 999, 0, 999],
+        "frechet": [1, 1000, 2, 1001], "low": [0, 999, 0, 999], "high": [0, 1998, 0, 1998]}

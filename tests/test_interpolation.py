@@ -152,7 +152,6 @@ def test_rows_of_start_keep_their_order_in_any_batch():
 
 
 @pytest.mark.parametrize(("start", "options", "message"), [
-    (torch.ones(2, *SHAPE), {"sampler": "ddpm"}, "deterministic sampler"),
     (torch.ones(3, *SHAPE), {}, "one row per index"), (torch.ones(2, 1, 5, 4), {}, "one row per index"),
     (torch.ones(2, *SHAPE, dtype=torch.int64), {}, "must be floats"),
     (torch.full((2, *SHAPE), torch.inf), {}, "NaN or infinity"),

@@ -70,6 +70,19 @@ def ddim(steps, seed, index):
     return x
 
 
+def ddim_eta1(steps, seed, index):
+    """DDIM Eq. 12 with the sigma of Eq. 16 at eta = 1: fresh noise in every step but the last, where sigma is 0."""
+    noise, ts = draws(seed, index, steps), grid(steps)
+    x, bar = noise[0], [*ALPHA_BAR[ts], 1.0]
+    for i, t in enumerate(ts):
+        sigma = np.sqrt((1 - bar[i + 1]) / (1 - bar[i])) * np.sqrt(1 - bar[i] / bar[i + 1])
+        e = eps(x, t)
+        x0 = (x - np.sqrt(1 - bar[i]) * e) / np.sqrt(bar[i])
+        x = np.sqrt(bar[i + 1]) * x0 + np.sqrt(np.maximum(1 - bar[i + 1] - sigma**2, 0)) * e
+        x = x + (sigma * noise[i + 1] if i + 1 < steps else 0.0)
+    return x
+
+
 def transfer(x, e, t, s):
     """phi of PNDM (arXiv:2202.09778) Eq. 11: from alpha_bar t to alpha_bar s."""
     factor = (s - t) / (np.sqrt(t) * (np.sqrt((1 - s) * t) + np.sqrt((1 - t) * s)))
@@ -113,7 +126,7 @@ def dpm_solver(steps, seed, index):
 
 @pytest.mark.parametrize(("name", "oracle", "steps"), [
     ("ddpm", ddpm, 1000), ("ddim", ddim, 50), ("ddim", ddim, 8), ("pndm", pndm, 20), ("dpm-solver++", dpm_solver, 12),
-    ("dpm-solver++", dpm_solver, 20),
+    ("dpm-solver++", dpm_solver, 20), ("ddim-eta1", ddim_eta1, 50), ("ddim-eta1", ddim_eta1, 8),
 ])
 def test_a_whole_trajectory_follows_the_papers_equations(name, oracle, steps):
     got = sample(Toy(), [3, 8], shape=SHAPE, sampler=name, steps=steps, seed=5).double().numpy()
@@ -246,7 +259,8 @@ def test_an_empty_or_negative_request_is_refused(indices):
         sample(Toy(), indices, shape=SHAPE)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ddpm", 1000), ("ddim", 50), ("pndm", 1), ("dpm-solver++", 1)])
+@pytest.mark.parametrize(("name", "steps"), [("ddpm", 1000), ("ddim", 50), ("ddim-eta1", 50), ("pndm", 1),
+                                             ("dpm-solver++", 1)])
 def test_the_last_step_lands_on_the_implied_image_however_bright_it_is(name, steps):
     """alpha_bar = 1 after the last step, so x is the implied x0 = 4, unclipped (DDIM Eq. 9)."""
     made = scheduler(name, steps)
@@ -272,6 +286,7 @@ def test_ancestral_sampling_on_a_short_grid_adds_no_noise_in_its_last_step(steps
 
 @pytest.mark.parametrize("name", [
     "ddim",
+    "ddim-eta1",
     "pndm",
     "ddpm",
     "dpm-solver++",
@@ -314,3 +329,49 @@ def test_a_quantized_network_of_diffusers_is_trained_and_sampled(recipe, tmp_pat
     one, two = (sample(model, 2, shape=(1, 16, 16), steps=4, batch=batch) for batch in (1, 2))
     assert one.isfinite().all() and one.std() > 0
     torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+
+
+# entered halfway -----------------------------------------------------------------------------------------------------
+
+
+def gaussian_start(n=2):
+    return torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def watching():
+    model, seen = Toy(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append((args[0].clone(), int(args[1][0]))))
+    return model, seen
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim-eta1"])
+def test_the_last_steps_alone_are_those_of_the_whole_trajectory(name):
+    """Handed x_t as the whole trajectory had it, the rest of it follows; with noise on the way, up to that noise."""
+    model, seen = watching()
+    options = dict(shape=SHAPE, sampler=name, steps=10, seed=5)
+    whole = sampling.sample_batch(model, [3, 8], SHAPE, name, 10, 5)
+    assert [t for _, t in seen] == grid(10).tolist()
+    x, _ = seen[6]
+    again = sample(Toy(), [3, 8], start=x, remaining=4, **options)
+    assert torch.allclose(again, whole, atol=1e-5) == (name == "ddim")
+    model, seen = watching()
+    sampling.sample_batch(model, [3, 8], SHAPE, name, 10, 5, start=x, remaining=4)
+    assert [visited for _, visited in seen] == grid(10)[-4:].tolist() and torch.equal(seen[0][0], x)
+
+
+def test_a_start_of_a_stochastic_sampler_leaves_its_noise_to_the_image():
+    start = gaussian_start()
+    one, same, other = (sample(Toy(), n, shape=SHAPE, sampler="ddim-eta1", steps=10, seed=seed, start=start)
+                        for n, seed in (([3, 8], 5), ([3, 8], 5), ([3, 8], 6)))
+    assert torch.equal(one, same) and not torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"remaining": 0}, "1..steps = 1..10, got 0"), ({"remaining": 11}, "got 11"),
+    ({"start": None}, "needs a start"),
+    ({"sampler": "pndm"}, "pndm cannot be entered halfway"), ({"sampler": "dpm-solver++"}, "cannot be entered halfway"),
+])
+def test_steps_that_cannot_be_taken_alone_are_refused(options, message):
+    asked = dict(shape=SHAPE, sampler="ddim", steps=10, start=gaussian_start(), remaining=2) | options
+    with pytest.raises(ValueError, match=message):
+        sample(Toy(), 2, **asked)

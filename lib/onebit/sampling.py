@@ -52,15 +52,20 @@ def _dpm_solver(common: dict):
 
 
 # "trailing" everywhere: every grid starts at T-1, where training ended up; diffusers' default grids never visit it
-SAMPLERS: dict[str, Callable] = {"ddpm": _ddpm, "ddim": _ddim, "pndm": _pndm, "dpm-solver++": _dpm_solver}
+SAMPLERS: dict[str, Callable] = {
+    "ddpm": _ddpm, "ddim": _ddim, "ddim-eta1": _ddim, "pndm": _pndm, "dpm-solver++": _dpm_solver,
+}
+STOCHASTIC = {"ddpm": {}, "ddim-eta1": {"eta": 1.0}}  # draw noise on their way; what their steps are told beside
+WITH_HISTORY = ("pndm", "dpm-solver++")  # cannot be entered halfway: a step needs what earlier ones predicted
 # diffusers takes t - T // steps for the next timestep of these, which leaves their grid where steps do not divide T
-STRIDED = ("ddim", "pndm")
+STRIDED = ("ddim", "ddim-eta1", "pndm")
 
 
 def scheduler(sampler: str, steps: int):
     """A diffusers scheduler on our noise schedule, its timestep grid set.
 
-    `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12).
+    `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12);
+    `ddim-eta1`: the same with eta = 1 (Eq. 16), fresh noise at every step.
     `pndm`: PLMS (arXiv:2202.09778 Eq. 11-12).  `dpm-solver++`: second-order multistep (arXiv:2211.01095 Alg. 2).
 
     Raises    ValueError for an unknown sampler, steps outside 1..T, or steps that do not divide T for ddim and pndm.
@@ -98,12 +103,14 @@ def sample(
     batch: int | None = None,
     progress: bool = False,
     start: Tensor | None = None,
+    remaining: int | None = None,
 ) -> Tensor:
     """Generate images.  Image i is a function of (weights, sampler, steps, seed, i), whatever batch it travels in.
 
-    The start x_T and, for `ddpm`, the noise of every step are drawn on the CPU by the image's own generator, so that
-    all models can start from the same noise and a GPU changes nothing but rounding.  With `start` nothing is drawn:
-    its rows are the x_T, and an image is a function of (weights, sampler, steps, its row).
+    The start x_T and, for `STOCHASTIC` samplers, the noise of every step are drawn on the CPU by the image's own
+    generator, so that all models can start from the same noise and a GPU changes nothing but rounding.  The rows of
+    `start` take the place of the x_T; a sampler that is not stochastic then draws nothing.  With `remaining`, only that
+    many last steps are taken: `start` is x_t at the first of their timesteps (`scheduler(...).timesteps[-remaining]`).
 
     The model is not touched: `frozen` copies of it run in eval mode, on a CPU as many at a time as torch has threads,
     each with its own batch.  Two threads that share a batch wait for each other in every layer.
@@ -112,14 +119,17 @@ def sample(
               start (n, C, H, W), one row per index.  `batch`: images per call of the network; it is chosen if None.
     Units     [-1, 1], clamped once at the end.
     Raises    ValueError as `scheduler`, for an empty or negative request, a shape that is not three positive sizes, a
-              negative seed or a batch of no images, or for a start that is not of these shapes, not finite floats, or
-              not to be followed, since `ddpm` draws noise on its way; Diverged for an image with NaN or infinity in it.
+              negative seed or a batch of no images, for a start that is not of these shapes or not finite floats, or
+              for remaining steps that are not 1..steps, have no start, or a sampler that builds on earlier ones;
+              Diverged for an image with NaN or infinity in it.
     """
     numbers = _numbers(indices)
     scheduler(sampler, steps)
     _check_request(shape, seed, batch)
     if start is not None:
-        _check_start(start, (len(numbers), *shape), sampler)
+        _check_start(start, (len(numbers), *shape))
+    if remaining is not None:
+        _check_remaining(remaining, sampler, steps, start)
     workers = _workers(model, len(numbers))
     batch = _batch(model, len(numbers), workers) if batch is None else batch
     parts = [slice(i, i + batch) for i in range(0, len(numbers), batch)]
@@ -127,7 +137,7 @@ def sample(
     def draw(network: nn.Module, part: slice) -> Tensor:
         own = None if start is None else start[part]
         with torch.inference_mode(), _following(network):
-            return sample_batch(network, numbers[part], shape, sampler, steps, seed, own)
+            return sample_batch(network, numbers[part], shape, sampler, steps, seed, own, remaining)
 
     return torch.cat(list(_spread(draw, frozen(model), parts, min(workers, len(parts)), progress)))
 
@@ -202,18 +212,25 @@ def _following(model: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if connections is None else connections.following()
 
 
-def _check_start(start: Tensor, shape: tuple[int, ...], sampler: str) -> None:
-    if sampler == "ddpm":
-        raise ValueError("start needs a deterministic sampler (ddim, pndm, dpm-solver++); ddpm draws noise on its way")
+def _check_start(start: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(start.shape) != shape or not start.is_floating_point():
         raise ValueError(f"start must be floats {shape}, one row per index, got {start.dtype} {tuple(start.shape)}")
     if not start.isfinite().all():
         raise ValueError("start holds NaN or infinity")
 
 
+def _check_remaining(remaining: int, sampler: str, steps: int, start: Tensor | None) -> None:
+    if not 1 <= remaining <= steps:
+        raise ValueError(f"remaining must be in 1..steps = 1..{steps}, got {remaining}")
+    if start is None:
+        raise ValueError("remaining needs a start: the noised images that the first of these steps is taken from")
+    if sampler in WITH_HISTORY:
+        raise ValueError(f"remaining: {sampler} cannot be entered halfway, a step builds on earlier ones; use ddim")
+
+
 def sample_batch(
     model: nn.Module, numbers: Sequence[int], shape: tuple[int, int, int], sampler: str = "ddim", steps: int = 50,
-    seed: int = 0, start: Tensor | None = None,
+    seed: int = 0, start: Tensor | None = None, remaining: int | None = None,
 ) -> Tensor:
     """The images of these numbers as one batch, by the network itself and none of its copies: hooks on it see it all.
 
@@ -226,8 +243,8 @@ def sample_batch(
     own = generators(seed, numbers)
     x = torch.stack([torch.randn(shape, generator=g) for g in own]) if start is None else start.float()
     x = x.to(device) * made.init_noise_sigma
-    extra = {"generator": own} if sampler == "ddpm" else {}
-    for t in made.timesteps:
+    extra = STOCHASTIC[sampler] | {"generator": own} if sampler in STOCHASTIC else {}
+    for t in made.timesteps if remaining is None else made.timesteps[-remaining:]:
         timestep = torch.full((len(x),), int(t), device=device)
         noise = predict(model, x.contiguous(memory_format=layout), timestep)
         done = made.step(noise.contiguous(), t, x, **extra)

@@ -1,6 +1,7 @@
 """The grid of notebook 07 as data frames: one row per training, or one per label with its spread over seeds.
 
-Metrics are of samples drawn with batch-norm statistics estimated anew; `renormed` sets the others beside them.
+Metrics are of samples drawn with batch-norm statistics estimated anew; `renormed` sets the others beside them.  The
+sampler is DDIM, without noise on its way; with it for `frechet_noised` alone.
 
 Most rows have few seeds, so intervals take the spread over seeds from all rows together (`metrics.common_spread`): rows
 are compared in logarithms, paired by seed, with the standard deviation that every row of more than one seed tells of.
@@ -16,6 +17,7 @@ from ..diffusion import TIMESTEPS
 from ..metrics import Estimate, Spread, common_spread, equal_spreads, over_seeds
 from . import ablations, results
 from .run import Run
+from .sources import Samples
 from .study import Study
 
 METRICS = {  # column -> (family, name there)
@@ -27,6 +29,7 @@ METRICS = {  # column -> (family, name there)
     "inception_score": ("divergence", "inception_score"),
     "held_out_loss": ("denoising", "held_out_loss"),
 }
+NOISED = {"frechet_noised": ("headline", "frechet")}  # of samples with fresh noise at every step, `Study.stochastic`
 PANEL = {"panel_agreement": ("legibility", "panel_agreement")}
 ADDED = ("penalty", "distillation")  # columns of a log: terms of the objective beside the noise loss
 FINAL_SHARE = 0.1  # of the steps, over which a final loss is averaged
@@ -44,17 +47,17 @@ def trainings(study: Study, table: str | None = None) -> pd.DataFrame:
 
 def legibility(study: Study) -> pd.DataFrame:
     """Agreement of the panel of judges on the samples of the headline rows: label, seed, panel_agreement."""
-    return pd.DataFrame([{"label": row.label, "seed": run.seed, **_values(study, run, PANEL)}
+    return pd.DataFrame([{"label": row.label, "seed": run.seed, **_values(study, study.reestimated(run), PANEL)}
                          for row, run in ablations.trained(study) if row.first <= ablations.HEADLINE])
 
 
 def _training(study: Study, row: ablations.Ablation, run: Run) -> dict:
-    return {"label": row.label, "seed": run.seed, **_values(study, run, METRICS), **final_terms(run),
+    return {"label": row.label, "seed": run.seed, **_values(study, study.reestimated(run), METRICS),
+            **_values(study, study.stochastic(run), NOISED), **final_terms(run),
             "recipe": run.recipe, "distill": run.distill}
 
 
-def _values(study: Study, run: Run, columns: dict[str, tuple[str, str]]) -> dict[str, float]:
-    source = study.reestimated(run)
+def _values(study: Study, source: Samples, columns: dict[str, tuple[str, str]]) -> dict[str, float]:
     return {column: study.evaluate(family, source).estimates[name].value for column, (family, name) in columns.items()}
 
 
@@ -74,7 +77,7 @@ def noise_loss(log: pd.DataFrame) -> pd.Series:
 
 
 def table(study: Study, name: str) -> pd.DataFrame:
-    """One row per label of a table: seeds, mean of every metric (of the Fréchet distance the geometric one, with its
+    """One row per label of a table: seeds, mean of every metric (of Fréchet distances the geometric one, with its
     interval from the spread of all rows of the grid), and the published distances."""
     spread = common_spread(_witnesses(_by_seed(trainings(study), "frechet")), paired=False)
     published = {row.label: row.published for row in ablations.grid()}
@@ -86,7 +89,8 @@ def table(study: Study, name: str) -> pd.DataFrame:
                      "frechet_high": frechet.high,
                      "published_cifar10": published[label].get("cifar10", np.nan),
                      "published_bedrooms": published[label].get("bedrooms", np.nan),
-                     **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"}})
+                     **{c: group[c].mean() for c in [*METRICS, "loss"] if c != "frechet"},
+                     **{c: np.exp(np.log(group[c]).mean()) for c in NOISED}})
     return pd.DataFrame(rows)
 
 
@@ -217,6 +221,17 @@ def strides(study: Study) -> pd.DataFrame:
         found = study.evaluate("headline", source).estimates["frechet"]
         rows.append({"label": row.label, "seed": source.run.seed, "steps": steps, "stride": TIMESTEPS // steps,
                      "frechet": found.value, "low": found.low, "high": found.high})
+    return pd.DataFrame(rows)
+
+
+def handovers(study: Study) -> pd.DataFrame:
+    """Fréchet distance of what networks finish from noised images, one row per network, sampler and timestep at which
+    they take over: label, sampler, timestep, frechet with its interval over images (low, high)."""
+    rows = []
+    for (label, sampler), source in ablations.finishing(study).items():
+        estimates = study.evaluate("handover", source).estimates
+        rows += [{"label": label, "sampler": sampler, "timestep": int(name.rpartition("_")[2]), "frechet": e.value,
+                  "low": e.low, "high": e.high} for name, e in estimates.items()]
     return pd.DataFrame(rows)
 
 

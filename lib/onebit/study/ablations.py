@@ -29,6 +29,9 @@ SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "GroupNorm W1A32 base", "W1A1 XNOR++", "W1A1 XNOR",
             "W1A1 BiDM")
+DRAWN_TWICE = ("GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 BiDM")  # of those, with noise at every step as well
+# which finish noised images, by either kind of sampler
+FINISHING = ("float, trained on", "W1A32 base", "GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM")
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,47 @@ def jobs(study: "Study") -> Iterator["Job"]:
         yield drawing(teacher, source.request, shown=False)
         for family in ("headline", "denoising"):
             yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+        yield from _noised(study, teacher)
     for row, run in trained(study):
         source = study.reestimated(run)
         yield Job(results.training_entry(run), partial(results.training, run))
         yield drawing(run, source.request, shown=False)
         if row.label in PICTURED and run.seed == first:
             yield drawing(run, pictured(study))
+        if row.label in DRAWN_TWICE and run.seed == first:
+            yield drawing(run, pictured(study, study.stochastic(run).request.sampler))
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
             yield Job(entry, partial(study.evaluate, family, source))
+        yield from _noised(study, run)
     others = [source for _, _, source in [*by_sampler(study), *by_stride(study)]]
     for source in others + [source for _, run in renormed(study) for source in both(study, run)]:
         yield drawing(source.run, source.request, shown=False)
         yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
+    for source in finishing(study).values():
+        yield Job(evaluation.entry("handover", source, study.protocol), partial(study.evaluate, "handover", source))
     for source in map(study.evaluation, teachers(study)):
         yield Job(evaluation.entry("activity", source, study.protocol), partial(study.evaluate, "activity", source))
+
+
+def _noised(study: "Study", run: Run) -> Iterator["Job"]:
+    """The jobs of a network's samples with fresh noise at every step, and of their distance."""
+    from .study import Job
+
+    source = study.stochastic(run)
+    yield drawing(run, source.request, shown=False)
+    yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
+
+
+def finishing(study: "Study") -> dict[tuple[str, str], "Samples"]:
+    """What finishes noised images, by row and sampler: rows of FINISHING at the first seed, and the float network with
+    group norms; without noise on the way and with it."""
+    runs = {row.label: run for row, run in trained(study)
+            if row.label in FINISHING and run.seed == study.profile.unet_seeds[0]}
+    if "GroupNorm W1A32 base" in runs:
+        runs["GroupNorm float"] = runs["GroupNorm W1A32 base"].teacher
+    sources = {label: (study.reestimated(run), study.stochastic(run)) for label, run in runs.items()}
+    return {(label, source.request.sampler): source for label, pair in sources.items() for source in pair}
 
 
 def drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
@@ -199,9 +228,9 @@ def both(study: "Study", run: Run) -> tuple["Samples", "Samples"]:
     return study.evaluation(run), study.reestimated(run)
 
 
-def pictured(study: "Study") -> SampleSpec:
+def pictured(study: "Study", sampler: str = "ddim") -> SampleSpec:
     """The first samples of those that metrics are computed on, to be looked at."""
-    return SampleSpec("ddim", study.profile.sample_steps, 16, reestimated=True)
+    return SampleSpec(sampler, study.profile.sample_steps, 16, reestimated=True)
 
 
 def families_of(row: Ablation, run: Run) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from .activity import activity, mimicry  # noqa: F401 - two of the families
 from .denoising import denoising, overfitting  # noqa: F401 - and two more
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
 from .sources import PackedSamples, Samples, Source, Walk
+from .trajectories import handover  # noqa: F401 - and one
 
 PUBLISHED_SHARE = 12  # of all classes' training images, as many as one in twelve are searched: 5,000 in source 000
 PUBLISHED_SAMPLES = 100  # of which memorization and diversity are computed, source 000

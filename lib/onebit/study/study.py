@@ -133,6 +133,11 @@ class Study:
         source = self.evaluation(run)
         return replace(source, request=replace(source.request, reestimated=True))
 
+    def stochastic(self, run: Run) -> Samples:
+        """The same again from the same starts, with fresh noise at every step of the sampler: DDIM with eta = 1."""
+        source = self.reestimated(run)
+        return replace(source, request=replace(source.request, sampler="ddim-eta1"))
+
     def control(self, kind: str, level: float = 0.0) -> Control:
         """A control of as many images as every arm has samples."""
         return Control(self.compared(), kind, self.profile.samples, level)
@@ -172,9 +177,12 @@ class Study:
         return self.solver(run, "ddpm", self.profile.grid_steps)
 
     def solved(self, run: Run) -> list[Samples]:
-        """All that notebook 04 compares: deterministic samplers at few steps, the published one at fewer and at all."""
+        """All that notebook 04 compares: deterministic samplers at few steps, DDIM with noise on the way at these and
+        at more, the published sampler at fewer steps and at all."""
         size = self.profile
+        noised = sorted({*size.solver_steps, *size.ancestral_steps})
         return [*(self.solver(run, sampler, steps) for sampler in SOLVERS for steps in size.solver_steps),
+                *(self.solver(run, "ddim-eta1", steps) for steps in noised),
                 *(self.solver(run, "ddpm", steps) for steps in size.ancestral_steps), self.ancestral(run)]
 
     @property
