@@ -108,6 +108,12 @@ def test_headings_in_two_rows_do_not_sort():
     assert 'class="ob-table ob-sortable"' in blocks.table(TABLE, "", None, "")
 
 
+def test_a_table_that_scrolls_says_how_many_rows_it_has():
+    head, row = "| a | b |\n|---|---|\n", "| 1 | 2 |\n"
+    assert "<span>17 rows</span>" in blocks.table(head + 17 * row, "", None, "")
+    assert " rows" not in blocks.table(head + 16 * row, "", None, "")
+
+
 def test_a_site_replaces_a_site_and_nothing_else(tmp_path, capsys):
     folder = study(tmp_path)
     target = folder / "out"

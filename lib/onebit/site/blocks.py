@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 from .shelf import Item
 
 LONG = 28  # characters in a cell from which on it may break into lines
+TALL = 16  # rows above which a table says how many it has, since a part of them may be scrolled out of sight
 _markdown = MarkdownIt("commonmark").enable("table")
 _nothing = re.compile(r"nan|NaN")
 
@@ -46,7 +47,8 @@ def _framed(table, caption: str, item: Item | None, root: str) -> str:
     name = f' id="{item.anchor}"' if item else ""
     label = html.escape(_plain(caption) or "table", quote=True)
     return (f'<figure class="ob-tabular"{name}><div class="ob-scroll" tabindex="0" role="region" aria-label="{label}">'
-            f"{table}</div>{_below(caption, item, root)}</figure>")
+            f"{table}</div>{_below(caption, item, root, len(table.find_all('tr')) - len(table.thead.find_all('tr')))}"
+            "</figure>")
 
 
 def _breakable(heading) -> None:
@@ -60,15 +62,16 @@ def _breakable(heading) -> None:
         heading.append(part)
 
 
-def _below(caption: str, item: Item | None, root: str) -> str:
+def _below(caption: str, item: Item | None, root: str, rows: int = 0) -> str:
     words = f"<figcaption>{_markdown.renderInline(caption)}</figcaption>" if caption else ""
-    return words + (files(item, root) if item else "")
+    count = f"<span>{rows} rows</span>" if rows > TALL else ""
+    links = files(item, root) if item else ""
+    return words + (f'<p class="ob-files">{count}{links}</p>' if count or links else "")
 
 
 def files(item: Item, root: str) -> str:
     """HTML of the links to an item's files."""
-    links = "".join(f'<a href="{root}figures/{name}" download>{label}</a>' for label, name in item.files.items())
-    return f'<p class="ob-files">{links}</p>'
+    return "".join(f'<a href="{root}figures/{name}" download>{label}</a>' for label, name in item.files.items())
 
 
 def _plain(caption: str) -> str:
