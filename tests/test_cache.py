@@ -265,3 +265,9 @@ def test_a_release_killed_between_its_two_renames_loses_nothing(home):
     with pytest.raises(AssertionError):
         cache.release(paths.RUNS / ENTRY.name, refuse, form=1)
     assert cache.release(paths.RUNS / ENTRY.name) == released and cache.find(ENTRY) == released
+
+
+@pytest.mark.parametrize(("kind", "label"), [("train", "a/b"), ("a/b", "x")])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_computed(kind, label):
+    with pytest.raises(ValueError, match="is to name a folder"):
+        Entry(kind, label, {})

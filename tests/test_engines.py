@@ -18,6 +18,7 @@ import pytest
 from onebit import paths
 from onebit.errors import EngineUnavailable, WorkerLost
 from onebit.study import Run, SampleSpec, Study, cache, engines, results
+from onebit.study.__main__ import main
 from onebit.study.cache import Entry
 from onebit.study.engines import cluster, driver, local
 from onebit.study.engines.attempt import attempt
@@ -332,3 +333,17 @@ def test_the_serial_engine_computes_in_the_order_of_the_list_but_prerequisites_f
     with Serial(1) as engine, Progress(jobs, engine.workers) as progress:
         drive(jobs, engine, progress)
     assert order == ["teacher", "student", "other"]
+
+
+@pytest.mark.parametrize("asked", [{"processes": -1}, {"threads": -2}])
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_negative_numbers_are_refused(engine, asked):
+    with pytest.raises(ValueError, match="at least 0"):
+        engines.run([], engine, **asked)
+
+
+@pytest.mark.parametrize("option", ["--threads=-1", "--jobs=-1", "--jobs=two"])
+def test_the_command_says_which_number_it_wants(option, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", option])
+    assert "a whole number, 0 or more" in capsys.readouterr().err

@@ -241,3 +241,14 @@ def test_a_linear_layer_adds_its_bias_to_features_whatever_comes_before_them(axe
     signs = [torch.where(t < 0, -1.0, 1.0).double() for t in (x, model[0].weight)]
     want = scale * torch.einsum("...i,oi->...o", *signs) + model[0].bias.double()
     torch.testing.assert_close(model(x).double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activations", ["xnor", "bidm"])
+def test_a_network_with_maps_is_exported(activations):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
+    quantize(model, f"weights=xnor activations={activations}")
+    model.eval().to(memory_format=torch.channels_last)
+    x = feature(2, 4, 8, 8)
+    assert fused.in_one_pass(x)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))

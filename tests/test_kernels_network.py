@@ -14,7 +14,7 @@ from onebit import nets
 from onebit.kernels import PackedConv2d, PackedConvTranspose2d, to_packed
 from onebit.kernels.folding import fold
 from onebit.kernels.inputs import Before
-from onebit.kernels.modules import packed
+from onebit.kernels.modules import PackedLinear, packed
 from onebit.layers import quantized_layers
 from onebit.recipes import Recipe, quantize
 from onebit.sampling import sample
@@ -195,7 +195,7 @@ def test_a_folded_layer_computes_norm_silu_shift_and_layer(activations, after):
     model(z)
     dense, layer = model.eval()(z), packed(model[0])
     fold(norm, layer, after)
-    torch.testing.assert_close(layer(x, shift), dense, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, shift=shift), dense, rtol=1e-4, atol=1e-5)
     unshifted = norm(F.silu(x)) if after else F.silu(norm(x))
     torch.testing.assert_close(layer(x), model(unshifted), rtol=1e-4, atol=1e-5)
 
@@ -239,3 +239,61 @@ def test_another_device_is_refused():
 def test_importing_the_package_or_its_recipes_does_not_import_numba():
     code = "import sys, onebit, onebit.recipes, onebit.sampling, onebit.bench; sys.exit('numba' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# what networks of other people hold ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ["lsq:4", "tdq:4", "insta:4"])
+def test_a_layer_without_a_step_is_refused_as_it_refuses_itself(activations):
+    model = nets.build("unet", 4)
+    quantize(model, f"weights=xnor activations={activations}")
+    with pytest.raises(ValueError, match="has no step yet: run one training step first"):
+        to_packed(model)
+
+
+class Grows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, x, size):
+        return self.up(x, size)
+
+
+@pytest.mark.parametrize("size", [None, [11, 11], [12, 12], [11, 12]])
+def test_a_packed_transposed_convolution_takes_an_output_size(size):
+    torch.manual_seed(0)
+    model, x = Grows(), torch.randn(2, 8, 6, 6)
+    quantize(model, "weights=xnor activations=sign")
+    kernels = to_packed(model)
+    for _ in range(2):  # plans are kept by size
+        torch.testing.assert_close(kernels(x, size), model(x, size), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(kernels(x, None), model(x, None), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="output size"):
+        kernels(x, [14, 14])
+
+
+@pytest.mark.parametrize("net", ["unet", "resunet"])
+def test_who_looks_on_sees_what_he_saw(net):
+    torch.manual_seed(0)
+    model = nets.build(net, 4)
+    quantize(model, "xnor-w1a1")
+    model.eval()
+    seen = []
+    block = next(m for m in model.modules() if hasattr(m, "norm2"))
+    block.conv2.register_forward_pre_hook(lambda layer, given: seen.append(given[0].clone()))
+    x, t = torch.randn(2, 1, 12, 12), torch.tensor([3, 900])
+    with torch.no_grad():
+        for one in (model, to_packed(model)):
+            one(x, t)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(16,), (0, 16), (3, 16), (2, 5, 16)])
+def test_a_layer_by_itself_is_packed_and_takes_any_number_of_axes(shape):
+    layer = nn.Linear(16, 8)
+    quantize(layer, "weights=xnor activations=sign")
+    kernels, x = to_packed(layer), torch.randn(shape)
+    assert isinstance(kernels, PackedLinear)
+    torch.testing.assert_close(kernels(x), layer(x), rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from onebit.frozen import frozen
 from onebit.layers import quantized_layers
 from onebit.packing import Stored, load_packed, save_packed
 from onebit.recipes import RECIPES, audit, quantize
+from onebit.sampling import sample_batch
 
 
 @pytest.mark.parametrize("how", [*RECIPES, "weights=residual:3 activations=lsq:4", "weights=lsq:4 ends=float",
@@ -187,3 +188,59 @@ def test_packed_weights_run_in_the_popcount_kernels(tmp_path):
     pytest.importorskip("onebit.kernels")
     _, path = packed(tmp_path, "xnor-w1a1", width=8)
     torch.testing.assert_close(output(load_packed(path, kernels=True)), output(load_packed(path)), rtol=1e-3, atol=1e-4)
+
+
+class Twice(nn.Module):
+    """One layer under two names, another whose weight is tied to a third's."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = self.a
+        self.head, self.tied = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x):
+        return self.tied(self.head(self.b(torch.relu(self.a(x))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("weights", ["xnor", "learned-scale", "lsq:2"])
+def test_a_layer_of_two_names_comes_back_as_it_was(weights, exact, tmp_path):
+    torch.manual_seed(0)
+    model = Twice()
+    quantize(model, f"weights={weights} keep=head|tied")
+    model.eval()
+    save_packed(model, tmp_path / "twice", exact=exact)
+    again, x = load_packed(tmp_path / "twice", Twice()), torch.randn(2, 8, 6, 6)
+    assert again.a is again.b
+    torch.testing.assert_close(again(x), model(x), rtol=2e-3, atol=2e-3 if not exact else 1e-6)
+
+
+def test_a_compiled_network_is_packed_as_what_was_compiled(tmp_path):
+    model = nets.build("unet", 4)
+    quantize(model, "weights=xnor")
+    save_packed(torch.compile(model.eval(), backend="eager"), tmp_path / "compiled")
+    x, t = torch.randn(2, 1, 12, 12), torch.tensor([3, 900])
+    with torch.no_grad():
+        torch.testing.assert_close(load_packed(tmp_path / "compiled")(x, t), model(x, t), rtol=0.01, atol=0.01)
+
+
+def test_a_network_in_bfloat16_is_packed(tmp_path):
+    model = nets.build("unet", 4)
+    quantize(model, "weights=lsq:2")
+    save_packed(model.bfloat16().eval(), tmp_path / "narrow")
+    loaded = load_packed(tmp_path / "narrow")
+    for name, layer in quantized_layers(model).items():
+        weight = quantized_layers(loaded)[name].weight
+        torch.testing.assert_close(weight, layer.quantized_weight().float(), rtol=0.01, atol=1e-4)
+
+
+def test_a_mapped_network_samples_batch_by_batch(tmp_path):
+    model = nets.build("unet", 4)
+    quantize(model, "weights=xnor")
+    save_packed(model, tmp_path / "mapped", exact=True)
+    mapped, whole = (load_packed(tmp_path / "mapped", mapped=m) for m in (True, False))
+    with torch.inference_mode():
+        drawn = [sample_batch(one, [0, 1], (1, 12, 12), steps=2) for one in (mapped, whole)]
+    torch.testing.assert_close(*drawn)

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torchvision.models import resnet18
 
 from onebit import nets
 from onebit.audit import audit
+from onebit.frozen import frozen
 from onebit.layers import quantized_layers, weight_layers
 from onebit.quantizers import ACTIVATION_RULES
 from onebit.recipes import RECIPES, Recipe, penalty, quantize, recipe, schedules
@@ -570,3 +572,56 @@ def test_outputs_follow_inner_layers_whatever_their_rule_and_never_the_ends():
     quantize(model, Recipe(weights="lsq:8", outputs=("rprelu",), ends="int8"))
     with_outputs = {name for name, layer in quantized_layers(model).items() if layer.outputs is not None}
     assert with_outputs and with_outputs == set(weight_layers(model)) - {next(iter(weight_layers(model))), "conv_out"}
+
+
+# what other code does to layers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", ["none", "sign"])
+def test_torch_computes_no_quantized_transformer_layer_by_its_latent_weights(activations):
+    """In eval mode without gradient a float TransformerEncoderLayer is one fused call on its layers' `weight`."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
+    stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x, floats = torch.randn(2, 5, 16), stack(torch.zeros(1, 3, 16))
+    quantize(stack, f"weights=xnor activations={activations} keep=*out_proj")
+    step_by_step = stack(x)
+    for model in (stack, frozen(stack)):
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), step_by_step.detach())
+    with torch.no_grad():
+        assert not torch.allclose(stack(torch.zeros(1, 3, 16)), floats, atol=1e-2)
+
+
+def test_a_refused_transformer_keeps_its_fast_path():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    with pytest.raises(ValueError, match="example"):
+        quantize(layer, "weights=xnor activations=xnor++ keep=*out_proj")
+    assert layer.activation_relu_or_gelu == 1
+
+
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm,
+                                  lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+def test_a_weight_that_a_hook_makes_is_refused(hook):
+    with pytest.raises(ValueError, match="cannot quantize 0: a hook makes its weight anew"):
+        quantize(nn.Sequential(hook(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 1)), "weights=xnor")
+
+
+@pytest.mark.parametrize("activations", ["xnor", "bidm"])
+def test_an_output_size_that_no_scale_map_has_is_refused(activations):
+    layer = nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1)
+    quantize(layer, f"weights=xnor activations={activations}")
+    x = torch.randn(1, 2, 5, 5)
+    assert layer(x, output_size=[9, 9]).shape[-2:] == (9, 9)
+    with pytest.raises(ValueError, match=r"output_size \(10, 10\) is not that of the scale map, \(9, 9\)"):
+        layer(x, output_size=[10, 10])
+
+
+@pytest.mark.parametrize("outputs", ["rprelu", "shortcut", "shortcut rprelu"])
+def test_an_image_without_a_batch_is_a_batch_of_one(outputs):
+    layer = nn.Conv2d(6, 6, 3, padding=1)
+    quantize(layer, Recipe(weights="xnor", activations="sign", outputs=tuple(outputs.split())))
+    for parameter in layer.outputs.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(1, 6, 6, 6)  # as many channels as rows: a wrong axis would go unnoticed
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])

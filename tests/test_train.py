@@ -437,3 +437,38 @@ def test_bfloat16_autocast_trains_near_the_float32_loss(tmp_path, images):
     a, b = (pd.read_csv(tmp_path / x / "loss.csv").loss for x in "ab")
     assert not a.equals(b)
     np.testing.assert_allclose(a, b, rtol=0.05)
+
+
+class Tied(torch.nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x, timestep):
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_network_with_tied_weights_is_kept_and_goes_on(tmp_path):
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = Settings(steps=2 * LOG_EVERY, batch=8, ema=0.9)
+    models = []
+    for stopped, folder in ((False, tmp_path / "whole"), (True, tmp_path / "halves")):
+        torch.manual_seed(0)
+        models.append(Tied())
+        if stopped:
+            with contextlib.suppress(KeyboardInterrupt):
+                train(models[-1], images, settings, folder, progress=False, checkpoint_seconds=0, on_log=interrupt)
+            assert (folder / checkpoint.NOTE).exists()
+            models[-1] = Tied()
+        train(models[-1], images, settings, folder, progress=False)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves")]
+    assert torch.equal(weights[0]["a.weight"], weights[0]["b.weight"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def interrupt(row):
+    if row["step"] > LOG_EVERY:  # the checkpoint of the first row is written
+        raise KeyboardInterrupt

@@ -88,6 +88,18 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, and each, of those that share memory (tied weights) too, in
+    memory of its own."""
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
 def _tensors(state: State) -> dict[str, Tensor]:
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
     if isinstance(state.objective, nn.Module):
@@ -96,7 +108,7 @@ def _tensors(state: State) -> dict[str, Tensor]:
         tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
     tensors |= {f"ema.{i}": v for i, v in enumerate(state.ema)}
     tensors |= {f"snapshot.{k}": v for k, v in state.snapshots.items()}
-    return {k: v.detach().contiguous() for k, v in tensors.items()}
+    return separate(tensors)
 
 
 def _fill(state: State, tensors: dict[str, Tensor]) -> None:

@@ -103,6 +103,7 @@ def quantize(
         with ExitStack() as undo:
             for name, own in parts.items():
                 _swap(layers[name], own, how.drop_bias, undo)
+            _leave_fast_paths(model, undo)
             if how.activations != "none":
                 undo.callback(model.register_forward_pre_hook(clock, with_kwargs=True).remove)
             if connections is not None:
@@ -168,6 +169,9 @@ def _check_kind(name: str, layer: nn.Module) -> None:
     if type(layer) not in SWAPS:
         kind = type(layer).__name__
         raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
+    if "weight" not in layer._parameters:
+        raise ValueError(f"cannot quantize {name}: a hook makes its weight anew in every call (weight_norm, "
+                         "spectral_norm, prune): remove that, or name it in `keep`")
     if isinstance(layer, nn.ConvTranspose2d) and layer.groups != 1:  # output channels lie on axes 0 and 1 together
         raise ValueError(f"cannot quantize {name}: no rule has scales for a ConvTranspose2d with groups="
                          f"{layer.groups}; name it in `keep`")
@@ -195,6 +199,15 @@ def _unswap(layer: nn.Module, kind: type[nn.Module], bias: nn.Parameter | None) 
     layer.__class__, layer.bias = kind, bias
     for name in ("rule", "activation", "outputs"):
         delattr(layer, name)
+
+
+def _leave_fast_paths(model: nn.Module, undo: ExitStack) -> None:
+    """In eval mode torch computes a whole transformer layer at once, from its linear layers' own weights, which are the
+    latent ones here.  A layer whose activation function it does not know it leaves alone."""
+    for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer) and quantized_layers(layer):
+            undo.callback(setattr, layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu)
+            layer.activation_relu_or_gelu = 0
 
 
 def _install_connections(model: nn.Module, connections: nn.Module, undo: ExitStack) -> None:

@@ -176,7 +176,7 @@ def _batch(model: nn.Module, n: int, workers: int) -> int:
 
 
 def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))  # meta: a mapped weight
 
 
 def _spread(

@@ -239,7 +239,7 @@ def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss)
 def save_weights(model: nn.Module, path: Path) -> None:
     """All parameters and buffers as one safetensors file, written atomically."""
     with replacing(path) as partial:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+        save_file(checkpoint.separate({k: v.cpu() for k, v in model.state_dict().items()}), partial)
 
 
 def _write_results(folder: Path, state: State, batches: Batches, settings: Settings) -> None:

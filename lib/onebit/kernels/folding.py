@@ -27,14 +27,14 @@ class FoldedResBlock(ResBlock):
     """A ResBlock whose norms, SiLUs and time live in its two packed convolutions."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.shortcut(x) + self.conv2(self.conv1(x), self.time(time))
+        return self.shortcut(x) + self.conv2(self.conv1(x), shift=self.time(time))
 
 
 class FoldedResUNetBlock(ResUNetBlock):
     """A ResUNetBlock whose norms, SiLUs and time live in its second packed convolution and its resampling."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.resample(self.conv2(self.conv1(x), F.silu(self.time(time))))
+        return self.resample(self.conv2(self.conv1(x), shift=F.silu(self.time(time))))
 
 
 # block -> its folded form, (norm, the layer that takes it up) pairs, whether the norm follows the SiLU
@@ -49,7 +49,7 @@ def fold_norms(model: nn.Module) -> list[str]:
     folded = []
     for name, block in list(model.named_modules()):
         form, pairs, after = BLOCKS.get(type(block), (None, (), False))
-        if form and all(_foldable(getattr(block, norm), getattr(block, layer)) for norm, layer in pairs):
+        if form and _foldable(block, pairs):
             for norm, layer in pairs:
                 fold(getattr(block, norm), getattr(block, layer), after)
                 setattr(block, norm, nn.Identity())
@@ -58,7 +58,13 @@ def fold_norms(model: nn.Module) -> list[str]:
     return folded
 
 
-def _foldable(norm: nn.Module, layer: nn.Module) -> bool:
+def _foldable(block: nn.Module, pairs: tuple[tuple[str, str], ...]) -> bool:
+    """Whether all norms of a block can be, and nobody looks at what is in it."""
+    watched = any(part._forward_hooks or part._forward_pre_hooks for part in block.modules() if part is not block)
+    return not watched and all(_fits(getattr(block, norm), getattr(block, layer)) for norm, layer in pairs)
+
+
+def _fits(norm: nn.Module, layer: nn.Module) -> bool:
     """Outputs such as a shortcut would need the layer's own input, and INSTA's thresholds its statistics."""
     return (type(norm) is nn.BatchNorm2d and norm.track_running_stats and isinstance(layer, PackedConv2d)
             and not layer.outputs and not isinstance(layer.packer.rule, Insta))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..quantizers.activations import DoReFaActivation, Insta, LSQActivation, ReSTESign, RSign, Sign
 from ..quantizers.scale_maps import BiDMMap, MapRule, RankOneMap, XNORMap
-from ..quantizers.timed import TDQ, ActivationRule
+from ..quantizers.timed import TDQ, ActivationRule, DataInitialised
 from .packing import filled_words, pack_codes, pack_signs
 from .threads import alone
 from .weights import Codes
@@ -91,6 +91,10 @@ class InputPacker(nn.Module):
     def __init__(self, rule: ActivationRule):
         super().__init__()
         self.rule, self.codes, self.before = rule, codes_of(rule), None
+        inner = rule.quantizer if isinstance(rule, Insta) else rule
+        if isinstance(inner, DataInitialised) and not inner.initialised:
+            raise ValueError(f"its {type(inner).__name__} has no step yet: run one training step first, or load the "
+                             "state of a trained model")
         self.register_buffer("threshold", None)
         self.filled = filled_words(rule.channels)
 

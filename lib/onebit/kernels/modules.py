@@ -1,6 +1,8 @@
 """Layers that keep packed weights and multiply by XNOR and popcount; for inference on the CPU."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", scale.float().clone())
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach()
         self.register_buffer("bias", bias.float().clone())
-        self._plans: dict[tuple[int, int], tuple] = {}
+        self._plans: dict[tuple[Sliding, int, int], tuple] = {}
 
     def image(self, x: Tensor) -> Tensor:
         """The input as images (N, H, W, C)."""
@@ -57,19 +59,20 @@ class PackedLayer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
-        """shift (N, in): what a folded block adds to every pixel of the input, see `folding`."""
+    def forward(self, input: Tensor, *, shift: Tensor | None = None, sliding: Sliding | None = None) -> Tensor:
+        """shift (N, in): what a folded block adds to every pixel of the input, see `folding`.  sliding: another than
+        the layer's own."""
         x = input  # torch's name, by which callers may give it
         if x.device.type != "cpu":
             raise ValueError(f"packed layers run on the CPU, got an input on {x.device}: move model and input there")
         image = self.image(x).float().contiguous()
-        y = self.shaped(self._product(image, x.float(), shift), x).to(x.dtype)
+        y = self.shaped(self._product(image, x.float(), shift, sliding or self.sliding), x).to(x.dtype)
         for module in self.outputs or ():
             y = module(x, y)
         return y
 
-    def _product(self, image: Tensor, x: Tensor, shift: Tensor | None) -> Tensor:
-        where, phases, scale, bias = self._prepared(*image.shape[1:3])
+    def _product(self, image: Tensor, x: Tensor, shift: Tensor | None, sliding: Sliding) -> Tensor:
+        where, phases, scale, bias = self._prepared(sliding, *image.shape[1:3])
         packed = self.packer.pack(image, x, where.margins, shift)
         out = torch.empty(len(image), *where.output, self.out_channels)
         for phase, weights, offsets, constants in phases:
@@ -81,15 +84,15 @@ class PackedLayer(nn.Module):
                         self.out_channels)
         return out
 
-    def _prepared(self, height: int, width: int) -> tuple:
-        """The plan for images of that size; weights, offsets and constants of its phases as `product` takes them; the
-        padded scale and bias.  Made once per size."""
-        if (height, width) not in self._plans:
-            where = plan(self.sliding, height, width)
+    def _prepared(self, *size: Sliding | int) -> tuple:
+        """The plan for a sliding, height and width; weights, offsets and constants of its phases as `product` takes
+        them; the padded scale and bias.  Made once per size."""
+        if size not in self._plans:
+            where = plan(*size)
             scale = self.scale / 2 if self._halved else self.scale
-            self._plans[height, width] = (where, [self._phase(phase) for phase in where.phases],
-                                          spread(flat(scale), np.float32), spread(flat(self.bias), np.float32))
-        return self._plans[height, width]
+            self._plans[size] = (where, [self._phase(phase) for phase in where.phases],
+                                 spread(flat(scale), np.float32), spread(flat(self.bias), np.float32))
+        return self._plans[size]
 
     @property
     def _halved(self) -> bool:
@@ -138,6 +141,14 @@ class PackedConvTranspose2d(PackedConv2d):
         PackedLayer.__init__(self, layer, Sliding(layer.kernel_size, layer.stride, layer.padding, layer.dilation,
                                                   layer.output_padding, transposed=True))
 
+    def forward(self, input: Tensor, output_size: list[int] | None = None, *, shift: Tensor | None = None) -> Tensor:
+        """output_size: rows and columns of the output, as ConvTranspose2d takes them."""
+        own = self.sliding
+        padding = nn.ConvTranspose2d._output_padding(  # uses nothing of a layer but its default
+            SimpleNamespace(output_padding=own.output_padding), input, output_size, own.stride, own.padding, own.kernel,
+            2, own.dilation)
+        return super().forward(input, shift=shift, sliding=replace(own, output_padding=tuple(padding)))
+
 
 class PackedLinear(PackedLayer):
     """A linear layer: an image whose pixels are the tokens of a sample.  Shapes as Linear."""
@@ -146,7 +157,8 @@ class PackedLinear(PackedLayer):
         super().__init__(layer, Sliding())
 
     def image(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1, 1, self.channels)
+        samples, tokens = (x.shape[0], math.prod(x.shape[1:-1])) if x.ndim > 1 else (1, 1)
+        return x.reshape(samples, tokens, 1, self.channels)
 
     def shaped(self, y: Tensor, x: Tensor) -> Tensor:
         return y.reshape(*x.shape[:-1], self.out_channels)

@@ -39,6 +39,8 @@ def to_packed(model: nn.Module, fold: bool = True) -> nn.Module:
     if devices - {"cpu"}:
         raise ValueError(f"to_packed needs the model on the CPU, it is on {', '.join(sorted(devices))}: model.cpu()")
     model = copy.deepcopy(model).eval()
+    if isinstance(model, Quantized):  # a layer by itself has no parent to be replaced in
+        return to_packed(nn.Sequential(model), fold)[0]
     report = [_pack(model, name, layer) for name, layer in weight_layers(model).items()]
     if all(row.became == "dense" for row in report):
         reasons = ", ".join(sorted({row.why for row in report})) or "it has no layers"

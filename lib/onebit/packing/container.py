@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoint import separate
 from ..errors import CorruptFile
 from ..files import replacing
 
@@ -27,7 +28,7 @@ def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Non
     """
     fields = {"version": VERSION, "sha256": BLANK, "onebit": __version__} | header
     metadata = {KEY: json.dumps(fields, separators=(",", ":"))}
-    contents = bytearray(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+    contents = bytearray(save(separate({k: v.cpu() for k, v in tensors.items()}), metadata))
     at = contents.index(FIELD) + len(FIELD)
     contents[at : at + len(BLANK)] = hashlib.sha256(contents).hexdigest().encode()
     with replacing(path) as partial:

@@ -39,13 +39,14 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     """
     if ternary not in TERNARY:
         unknown("ternary", ternary, TERNARY)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
     layers, how = quantized_layers(model), getattr(model, "recipe", Recipe())
     if (how.weights == "none") != (not layers) or not all(isinstance(y.rule, WeightRule) for y in layers.values()):
         raise ValueError("the model's layers are not as recipes.quantize leaves them: quantize it with that, and pack "
                          "it before it is frozen or given kernels")
     packed = {name: _packed(name, layer, ternary, exact) for name, layer in layers.items()}
     tensors = {name: half(value) if value.is_floating_point() and not exact else value
-               for name, value in _rest(model, packed)}
+               for name, value in _rest(model).items()}
     for name, one in packed.items():
         tensors[f"{name}.{WEIGHT}"] = torch.from_numpy(one.data)
         tensors[f"{name}.{SCALES}"] = torch.from_numpy(one.scales)
@@ -99,12 +100,13 @@ def _packed(name: str, layer: nn.Module, ternary: str, exact: bool) -> Packed:
     return packed
 
 
-def _rest(model: nn.Module, packed: dict[str, Packed]) -> list[tuple[str, Tensor]]:
-    """The state besides quantized weights and what their rules learned, which the scales hold."""
-    weights = {f"{name}.weight" for name in packed}
-    rules = tuple(f"{name}.rule." for name in packed)
-    return [(name, value) for name, value in model.state_dict().items()
-            if name not in weights and not name.startswith(rules)]
+def _rest(model: nn.Module) -> dict[str, Tensor]:
+    """The state besides quantized weights and what their rules learned, which the scales hold; under every name of a
+    layer that has several."""
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Quantized)]
+    weights, rules = {f"{name}.weight" for name in names}, tuple(f"{name}.rule." for name in names)
+    return {name: value for name, value in model.state_dict().items()
+            if name not in weights and not name.startswith(rules)}
 
 
 def _described(one: Packed) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _fill(model: nn.Module, layers: dict[str, dict], tensors: dict[str, Tensor],
         missing, surplus = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # shapes
         raise ValueError(str(error)) from None
-    _same("other tensors", set(missing) - set(packed), surplus)
+    _same("other tensors", set(missing) & set(_rest(model)), surplus)
 
 
 def _same(what: str, network: Iterable[str], file: Iterable[str]) -> None:

@@ -69,7 +69,7 @@ class Packed:
         finite = weight.is_meta or weight.detach().sum().isfinite()  # the sum is, only if all are; a mapped layer's fit
         if not (finite and scales.isfinite().all()):
             raise ValueError("its weights or scales are not finite; train it again with a lower learning rate")
-        rows = integers.movedim(rule.out_dim + 1, 1).reshape(len(integers), rule.channels, -1).cpu().numpy()
+        rows = integers.float().movedim(rule.out_dim + 1, 1).reshape(len(integers), rule.channels, -1).cpu().numpy()
         coding = Coding(rule.levels, TERNARY[ternary] if len(rule.levels) == 3 else 2)
         narrow = (scales if exact else half(scales, each=True)).cpu()
         narrow = narrow if narrow.dtype == torch.float16 else narrow.float()

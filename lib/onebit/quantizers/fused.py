@@ -16,6 +16,8 @@ POLYNOMIAL = {"clipped": False, "polynomial": True}  # estimators that the loops
 
 def in_one_pass(x: Tensor) -> bool:
     """Whether there are loops for this feature: (B, C, H, W), channels-last, float32 or bfloat16, on a CPU."""
+    if torch.compiler.is_compiling():  # or exporting: the loops cannot be traced
+        return False
     return (x.device.type == "cpu" and x.ndim == 4 and x.dtype in STORED and x.numel() > 0
             and x.is_contiguous(memory_format=torch.channels_last))
 

@@ -84,7 +84,7 @@ def _resized(x: Tensor, size: torch.Size) -> Tensor:
 def _rprelu(layer: nn.Module) -> RPReLU:
     if isinstance(layer, nn.Linear):
         return RPReLU(layer.out_features, axis=-1).to(layer.weight)
-    return RPReLU(layer.out_channels).to(layer.weight)
+    return RPReLU(layer.out_channels, axis=-3).to(layer.weight)  # an image may come without a batch
 
 
 OUTPUT_RULES = {"shortcut": Shortcut, "rprelu": _rprelu}

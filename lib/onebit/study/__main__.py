@@ -95,6 +95,12 @@ def release(options: argparse.Namespace) -> int:
 COMMANDS = {"plan": plan, "prepare": prepare, "release": release}
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m onebit.study", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -103,10 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", choices=["auto", *PROFILES], default="auto")
         command.add_argument("--dataset", choices=["auto", *data.NAMES], default="auto")
         if function is not release:
-            command.add_argument("--threads", type=int, default=0, help="of each worker; 0: the cores shared out")
+            command.add_argument("--threads", type=_count, default=0, help="of each worker; 0: the cores shared out")
         if function is prepare:
             command.add_argument("--engine", choices=engines.ENGINES, default="local", help="where to compute")
-            command.add_argument("--jobs", type=int, default=0, help="processes; 0: as many as pay")
+            command.add_argument("--jobs", type=_count, default=0, help="processes; 0: as many as pay")
     return parser
 
 

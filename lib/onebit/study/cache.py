@@ -37,6 +37,10 @@ class Entry:
     label: str
     spec: dict
 
+    def __post_init__(self):
+        if {"/", os.sep} & {*self.kind, *self.label}:
+            raise ValueError(f"{self.kind}-{self.label} is to name a folder: no / in it")
+
     @cached_property
     def key(self) -> str:
         return digest({"kind": self.kind} | self.spec)

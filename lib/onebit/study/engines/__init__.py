@@ -29,11 +29,13 @@ def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads
     processes    of `local` and of `dask` on this machine; 0: as many as pay
     threads      of torch in each of them (results depend on it in their last bits); 0: this machine's cores shared
                  out; on the workers of somebody's own scheduler, one
-    Raises       ValueError for an unknown engine; EngineUnavailable for one that cannot be started, or whose workers
-                 cannot take part.
+    Raises       ValueError for an unknown engine or a negative number; EngineUnavailable for an engine that cannot be
+                 started, or whose workers cannot take part.
     """
     if engine not in ENGINES:
         unknown("engine", engine, ENGINES)
+    if min(processes, threads) < 0:
+        raise ValueError(f"processes and threads must be at least 0, got {processes} and {threads}")
     with _engine(engine, processes, threads) as started, Progress(jobs, started.workers) as progress:
         print(f"computing {len(jobs)} results: {started}", file=sys.stderr, flush=True)
         return drive(jobs, started, progress)
