@@ -14,7 +14,7 @@ from onebit.diffusion import noise_loss
 from onebit.distill import distillation
 from onebit.objective import Objective
 from onebit.quantizers.evolvable import EBB
-from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables, results
+from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, Study, ablation_tables, ablations, results
 from onebit.study.ablations import (
     SAMPLED,
     SAMPLERS,
@@ -311,12 +311,25 @@ def test_a_ruler_is_as_good_as_rows_are_louder_than_seeds():
 
 
 def test_a_row_under_two_names_tells_of_the_spread_once():
-    """The twin of "a" has its first seed to the last bit, and its second nearly."""
-    frame = pd.DataFrame({"label": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "frechet": [1.0, 4, 400, 100]})
-    twin = pd.DataFrame({"label": ["twin"] * 2, "seed": [0, 1], "frechet": [1.0, 4.1]})
+    """The twin has its first seed to the last bit, and its second nearly; rows that merely tie are two."""
+    (second, first), = ablations.TWINS.items()
+    frame = pd.DataFrame({"label": [first, first, "b", "b"], "seed": [0, 1, 0, 1], "frechet": [1.0, 4, 400, 100]})
+    twin = pd.DataFrame({"label": [second] * 2, "seed": [0, 1], "frechet": [1.0, 4.1]})
     alone, both = (ablation_tables.spread(f, "frechet") for f in (frame, pd.concat([frame, twin])))
     assert alone == both and alone[0].degrees == 1
-    assert ablation_tables.compare(pd.concat([frame, twin]), "frechet", "twin", "b").n == 2
+    assert ablation_tables.compare(pd.concat([frame, twin]), "frechet", second, "b").n == 2
+    tied = twin.assign(label="c")
+    assert ablation_tables.spread(pd.concat([frame, tied]), "frechet")[0].degrees == 2
+
+
+def test_twins_are_one_training_with_one_result():
+    """By the released losses, which agree to the last logged digit; no other two rows do."""
+    laptop, losses = Study.named("laptop", "mnist"), {}
+    for row, run in trained(laptop):
+        if run.seed == 0:
+            losses.setdefault(tuple(results.loss_log(run).loss), []).append(row.label)
+    shared = [set(labels) for labels in losses.values() if len(labels) > 1]
+    assert shared == [{*labels} for labels in ablations.TWINS.items()]
 
 
 def test_gains_have_the_false_discovery_rate_of_benjamini_and_hochberg():

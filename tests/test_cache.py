@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import threading
 
 import pytest
@@ -265,6 +266,17 @@ def test_a_release_killed_between_its_two_renames_loses_nothing(home):
     with pytest.raises(AssertionError):
         cache.release(paths.RUNS / ENTRY.name, refuse, form=1)
     assert cache.release(paths.RUNS / ENTRY.name) == released and cache.find(ENTRY) == released
+
+
+def test_a_result_that_is_only_released_comes_back_after_such_a_kill(home):
+    folder = cache.get(ENTRY, write("hello"))
+    released = cache.release(folder)
+    shutil.rmtree(folder)
+    released.rename(released.with_name(f".{released.name}.old"))
+    cache.recover(released)
+    assert cache.find(ENTRY) == released and (released / "result.txt").read_text() == "hello"
+    cache.recover(released)  # nothing to do
+    assert cache.find(ENTRY) == released
 
 
 @pytest.mark.parametrize(("kind", "label"), [("train", "a/b"), ("a/b", "x")])

@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from onebit import nets
-from onebit.connections import Connections, attach, neighbour
+from onebit.audit import audit
+from onebit.connections import Connections, attach, connections_of, neighbour
 from onebit.diffusion import add_noise
+from onebit.objective import Objective, asked
+from onebit.recipes import quantize
+from onebit.sampling import sample
 from onebit.taps import Taps
 
 
@@ -178,7 +182,7 @@ def test_the_recorded_features_are_the_blocks_outputs():
     with Taps(model, ("up.[0-9]",)) as taps, model.connections.recording() as cache:
         model(x, t)
     assert list(cache) == ["up.0", "up.1", "up.2"] == taps.names
-    assert all(a is b for a, b in zip(cache.values(), taps.features, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(cache.values(), taps.features, strict=True))
 
 
 def test_taps_opened_after_attaching_see_the_mixed_features():
@@ -343,3 +347,62 @@ def test_the_sites_of_a_network_in_a_wrapper_are_found():
             self.net = nets.build("unet", 4)
 
     assert attach(Wrapper()).sites == ("net.up.0", "net.up.1", "net.up.2")
+
+
+@pytest.mark.parametrize("recursive", [True, False])
+def test_a_cache_holds_what_the_site_put_out_whatever_works_on_it_in_place(recursive):
+    class Net(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.up = nn.ModuleList([nn.Conv2d(1, 4, 3, padding=1)])
+            self.act, self.out = nn.SiLU(inplace=in_place), nn.Conv2d(4, 1, 1)
+
+        def forward(self, x, timestep):
+            return self.out(self.act(self.up[0](x)))
+
+    outputs, taps = [], []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        net = Net(in_place)
+        connections = attach(net)
+        x, t = torch.randn(2, 1, 6, 6), torch.tensor([5, 5])
+        with torch.no_grad(), connections.following(recursive):
+            net(x, t + 1)
+            outputs.append(net(-x, t))
+        with torch.inference_mode(), Taps(net) as tap:
+            net(x, t)
+            taps.append(tap.features[0].clone())
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*taps)
+    with torch.no_grad(), Taps(net) as tap:
+        net(x, t)
+        with pytest.raises(RuntimeError, match=r"what up\.0 put out was changed in place"):
+            _ = tap.features
+
+
+def test_a_wrapped_network_is_trained_and_sampled_with_its_connections():
+    torch.manual_seed(0)
+    net = nets.build("unet", 4)
+    quantize(net, "bidm-w1a1")
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    wrapped = nn.DataParallel(net)
+    assert connections_of(wrapped) is net.connections and isinstance(asked(wrapped), Objective)
+    x0, noise = torch.randn(2, 2, 1, 8, 8)
+    timestep = torch.tensor([5, 900])
+    losses = [Objective()(model, x0, noise, timestep) for model in (net, wrapped)]
+    assert torch.equal(*losses)
+    net.eval()
+    drawn = [sample(model, 2, shape=(1, 8, 8), steps=5) for model in (net, wrapped.eval())]
+    torch.testing.assert_close(*drawn)
+    assert audit(wrapped).parameters == audit(net).parameters
+
+
+def test_more_than_ten_blocks_are_sites_all():
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(12))
+
+    assert len(attach(Deep()).sites) == 12

@@ -135,6 +135,30 @@ def test_packed_files_are_unpacked_and_a_truncated_one_leaves_nothing(raw):
     assert target.read_bytes() == content
 
 
+def test_an_archive_is_not_blamed_for_a_disk_that_is_full(raw, monkeypatch):
+    target = raw / data.IDX_FILES[1]
+    (raw / f"{target.name}.gz").write_bytes(gzip.compress(target.read_bytes()))
+    target.unlink()
+
+    def full(*files):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        data._ensure_files("mnist")
+    assert not target.exists() and not list(raw.glob(".*"))
+
+
+def test_an_archive_of_something_else_is_named_too(raw, monkeypatch):
+    monkeypatch.setattr(data, "MNIST_MD5", tuple(hashlib.md5((raw / name).read_bytes()).hexdigest()
+                                                 for name in data.IDX_FILES))
+    target = raw / data.IDX_FILES[1]
+    (raw / f"{target.name}.gz").write_bytes(gzip.compress(b"short"))
+    target.unlink()
+    with pytest.raises(CorruptFile, match=rf"5 bytes.*delete .*{target.name} and {target.name}.gz beside it"):
+        data.available("mnist")
+
+
 def test_absent_and_not_to_be_downloaded_names_the_mend(home, monkeypatch):
     class NoNetwork:
         def __init__(self, *_, **options):

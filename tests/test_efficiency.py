@@ -259,3 +259,49 @@ def test_sizes_in_half_precision_are_those_of_the_audit(recipe):
     report = quantize(model, recipe)
     assert account(model, IMAGE, float_bits=16).network.bytes == pytest.approx(report.stored_bytes)
     assert report == audit(model)
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.last = self.blocks[1]
+
+    def forward(self, x):
+        return self.last(self.blocks[0](x))
+
+
+class Shared(nn.Module):
+    """One time layer in two blocks."""
+
+    def __init__(self):
+        super().__init__()
+        time = nn.Linear(8, 8)
+        self.a, self.b = nn.Sequential(nn.Linear(8, 8), time), nn.Sequential(nn.Linear(8, 8), time)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize(("net", "macs"), [(Aliased, 128), (Shared, 256)])
+def test_a_layer_under_two_names_is_counted_once_a_call(net, macs):
+    found = account(net(), torch.randn(1, 8))
+    assert (found.network.macs, found.loose_macs) == (macs, 0)
+
+
+def test_a_tied_weight_is_audited_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    model = Tied()
+    found = quantize(model, "weights=xnor")
+    assert (found.parameters, found.binary_weights, found.binary_share) == (4096, 4096, 1.0)
+    assert found.stored_bytes == 4096 / 8 + 2 * 2 * 64 == account(model, torch.randn(1, 64)).network.bytes
+    assert found.bits_per_weight == 1 + 2 * 16 * 64 / 4096
+    assert found.table().shared.tolist() == [False, True] and "shared" not in audit(chain()).table()

@@ -213,3 +213,13 @@ def test_the_versions_of_python_are_said_alike():
     said = re.search(r"^VERSIONS := Python 3\.(\d+) to 3\.(\d+) is needed", (ROOT / "Makefile").read_text(), re.M)
     lowest, highest = map(int, said.groups())
     assert PROJECT["requires-python"] == f">=3.{lowest},<3.{highest + 1}"
+
+
+@pytest.mark.parametrize("home", ["", "store"])
+def test_an_empty_home_is_the_repository_and_a_relative_one_is_made_absolute(home, tmp_path):
+    code = "from onebit import paths; print(paths.ROOT)"
+    library = Path(__file__).resolve().parents[1] / "lib"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env=os.environ | {"ONEBIT_HOME": home, "PYTHONPATH": str(library)})
+    expected = (tmp_path / "store").resolve() if home else library.parent
+    assert done.stdout.strip() == str(expected)

@@ -110,6 +110,18 @@ def test_a_blend_is_the_mean_of_two_images_of_different_classes():
         assert gaps.min() <= 0.5 and held_out.labels[i] != held_out.labels[j]
 
 
+def test_no_two_blends_are_of_the_same_pair_and_few_classes_are_refused():
+    blends = control("blend").images()
+    assert len(torch.unique(blends.flatten(1), dim=0)) == len(blends) == N
+    for classes in ("digits:1", "digits:01"):
+        with pytest.raises(ValueError, match=f"blend of {classes}: a class has more than a third"):
+            Control(classes, "blend", 100).images()
+
+
+def test_blends_are_keyed_apart_from_those_that_were_other_images():
+    assert control("blend").spec["version"] == 2 and "version" not in control("noise").spec
+
+
 def test_copies_are_flagged_and_unseen_images_are_not(protocol):
     copies, unseen = (values("memorization", control(kind), protocol) for kind in ("training", "held-out"))
     assert copies["nn_distance"] == copies["distance_ratio"] == copies["authenticity"] == 0

@@ -267,10 +267,11 @@ def test_the_table_of_workers_shows_the_simulation_and_its_bounds():
     assert lines[-3:] == [["4", "s", "teacher"], ["3", "s", "student"], ["1", "s", "evaluation"]]
 
 
-def test_an_unreadable_manifest_among_released_results_is_named_and_passed_over(tmp_path):
+@pytest.mark.parametrize("text", ["{", "{}", '{"kind": "train", "spec": {"net": "other"}, "facts": {}}'])
+def test_an_unreadable_manifest_among_released_results_is_named_and_passed_over(text, tmp_path):
     from onebit.study.speeds import _recorded
 
     (tmp_path / "train-x").mkdir()
-    (tmp_path / "train-x/manifest.json").write_text("{")
+    (tmp_path / "train-x/manifest.json").write_text(text)
     with pytest.warns(UserWarning, match=r"train-x/manifest.json is unreadable.*git checkout"):
         assert not _recorded(tmp_path).seconds

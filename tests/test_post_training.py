@@ -48,7 +48,7 @@ def test_targets_are_the_least_squares_weights_for_other_inputs(centred):
     x = rng.normal(size=(50, 4)) + 1
     own, w = x + 0.3 * rng.normal(size=x.shape) - 0.5, rng.normal(size=(3, 4))
     halves = [(torch.from_numpy(x[part]), torch.from_numpy(own[part])) for part in (slice(0, 20), slice(20, 50))]
-    moments = Moments.of(halves, centred)
+    moments = Moments.of(halves, centred, wide=False)
     target, hessian = moments.target(torch.from_numpy(w))
     shift = own.mean(0) if centred else 0
     ridge = 0.01 * np.mean((own - shift) ** 2)
@@ -224,3 +224,80 @@ def test_recipes_say_how_a_network_is_quantized_after_training():
     assert str(recipe(text)) == text
     with pytest.raises(ValueError, match="none, start, nearest, calibrated"):
         recipe("weights=lsq:2 post_training=guessed")
+
+
+def two_layers(in_place=False):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            h = self.a(x)
+            r = torch.relu(self.b(h))
+            if in_place:
+                h += r
+                return h
+            return h + r
+
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_second_fit_aims_at_the_float_network_too(rule):
+    """Whatever was fitted before: nearest weights, or the same inputs."""
+    reference, inputs = two_layers(), [(torch.randn(256, 8, generator=generator(1)),)]
+    fitted = []
+    for before in ("nothing", "nearest", "itself"):
+        model = deepcopy(reference)
+        quantize(model, f"weights={rule}")
+        model.eval()
+        if before == "nearest":
+            fit(model)
+        if before == "itself":
+            fit(model, reference, inputs)
+        fit(model, reference, inputs)
+        fitted.append(model(inputs[0][0]))
+    for other in fitted[1:]:
+        torch.testing.assert_close(other, fitted[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_works_in_place_is_fitted_as_one_that_does_not():
+    inputs, outputs = [(torch.randn(256, 8, generator=generator(1)),)], []
+    for in_place in (False, True):
+        reference = two_layers(in_place)
+        model = deepcopy(reference)
+        quantize(model, "weights=lsq:3")
+        fit(model.eval(), reference, inputs)
+        outputs.append(model(inputs[0][0]))
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("rule", ["learned-scale", "lsq:4"])
+def test_inputs_about_a_large_mean_are_fitted(rule):
+    """In float32 the sums of squares cancel: the mean is a thousand times what inputs vary by."""
+    torch.manual_seed(0)
+    reference, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.randn(4096, 8, generator=generator(1))
+    errors = []
+    for offset in (0, 10_000):
+        model = deepcopy(reference)
+        quantize(model, f"weights={rule}")
+        fit(model.eval(), reference, [(x + offset,)])
+        errors.append((model(x + offset) - reference(x + offset)).square().mean().item())
+    assert errors[1] == pytest.approx(errors[0], rel=0.05, abs=1e-5)
+
+
+def test_one_timestep_for_all_images_is_fitted():
+    torch.manual_seed(0)
+    reference = nets.build("unet", 4).eval()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model = deepcopy(reference)
+    quantize(model, "weights=lsq:4")
+    x, t = torch.randn(16, 1, 16, 16, generator=generator(1)), torch.full((16,), 500)
+    fit(model.eval(), reference, [(x, t)])
+    with torch.no_grad():
+        expected = reference(x, t)
+        assert (model(x, t) - expected).square().mean() < 0.05 * expected.var()

@@ -625,3 +625,9 @@ def test_an_image_without_a_batch_is_a_batch_of_one(outputs):
         nn.init.normal_(parameter)
     x = torch.randn(1, 6, 6, 6)  # as many channels as rows: a wrong axis would go unnoticed
     torch.testing.assert_close(layer(x[0]), layer(x)[0])
+
+
+def test_only_limits_the_ends_too():
+    model = nets.build("unet", 4)
+    quantize(model, "weights=xnor only=mid.* ends=int8")
+    assert all(name.startswith("mid.") for name in quantized_layers(model))

@@ -78,6 +78,23 @@ def test_a_text_with_bars_and_stars_stays_in_its_cell_as_it_is(home):
     assert pd.read_csv(path).recipe[0] == "keep=a*|b*"
 
 
+def test_a_heading_with_bars_stays_one_heading(home):
+    frame = pd.DataFrame({"a|b": [1], "c": [2]})
+    path = Report("02", Study.named("laptop", "mnist")).table(frame, "demo", "Bars.", RUNS)
+    head, rule = path.with_suffix(".md").read_text().splitlines()[:2]
+    assert len(head.replace("\\|", "").split("|")) == len(rule.split("|")) == 4
+    assert list(pd.read_csv(path)) == ["a|b", "c"]
+
+
+@pytest.mark.parametrize("name", ["lr0.001", "a/b", "", "../x"])
+def test_a_name_that_would_not_name_its_own_file_is_refused(home, name):
+    report = Report("02", Study.named("laptop", "mnist"))
+    with pytest.raises(ValueError, match="letters, digits, _ and - alone"):
+        report.table(pd.DataFrame({"x": [1]}), name, "c")
+    with pytest.raises(ValueError, match="letters, digits"):
+        report.figure(picture(), name, "c")
+
+
 @pytest.mark.parametrize(("profile", "dataset", "folder"), [
     ("laptop", "mnist", "figures"), ("laptop", "digits", "figures/digits"),
     ("smoke", "mnist", "build/mnist/smoke/figures"), ("smoke", "digits", "build/digits/smoke/figures"),
@@ -129,6 +146,12 @@ def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
     assert drawn.pop("geometric mean") == (pytest.approx([200, 50]), [0, 1])
     assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0])}
+
+
+def test_dots_draw_every_seed_however_many():
+    frame = pd.DataFrame({"label": "a", "seed": range(8), "frechet": [10.0 + seed for seed in range(8)]})
+    assert [line.get_label() for line in plots.dots(frame, "frechet", "distance").axes[0].lines[:-1]] == [
+        f"seed {seed}" for seed in range(8)]
 
 
 def test_labels_that_would_lie_on_another_are_left_out_and_those_of_the_front_come_first():

@@ -28,6 +28,16 @@ def test_a_ratio_is_averaged_in_logarithms_over_pairs_of_one_seed():
     assert back.value == pytest.approx(1 / e.value) and back.low == pytest.approx(1 / e.high)
 
 
+def test_seeds_that_one_arm_lacks_do_not_count_and_a_failed_measurement_does():
+    measured = frame(fp16=[1.0, 1.0], one=[2.0, 8.0, 100.0])
+    assert tables.compare(measured, "d", "unet", "one").value == pytest.approx(4)
+    apart = measured[(measured.recipe == "fp16") | (measured.seed == 2)]
+    with pytest.raises(ValueError, match="no seed of d in common"):
+        tables.compare(apart, "d", "unet", "one")
+    with pytest.raises(ValueError, match="NaN"):
+        tables.compare(frame(fp16=[1.0, 1.0], one=[2.0, np.nan]), "d", "unet", "one")
+
+
 def test_a_difference_is_paired_by_seed_whatever_the_order_of_rows():
     """5 - 1 and 2 - 0: mean 3; seeds swapped in one arm would give the same mean and another spread."""
     measured = frame(fp16=[1.0, 0.0], one=[5.0, 2.0])

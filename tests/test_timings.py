@@ -33,6 +33,7 @@ def test_the_front_is_what_no_other_point_beats():
 def test_the_front_of_a_hand_made_example():
     cost, loss = [1, 2, 3, 3, 4], [9, 5, 7, 5, 1]
     assert tradeoff.front(np.array(cost), np.array(loss)).tolist() == [True, True, False, False, True]
+    assert tradeoff.front(np.array([1, 2, 3]), np.array([5, np.nan, 1])).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("budget", "label"), [(5, "c"), (3, "b"), (2, "b"), (1, "a")])

@@ -211,3 +211,14 @@ def test_frames_and_floors_without_meaning_are_refused():
             betti_curve(frames)
     with pytest.raises(ValueError, match="F >= 3"):
         topology_changes(np.stack([DISC, HOLE]))
+
+
+@pytest.mark.parametrize("base", [0, 51, 102, 187])
+def test_a_floor_counts_whole_grey_levels_however_bright_the_picture(base):
+    """Two dots, one of them exactly 51 levels (a fifth of 255) above its surroundings, then 50."""
+    image = np.full((9, 9), base, np.uint8)
+    image[4, 1], image[4, 7] = base + 60, base + 51
+    threshold = (base + 45) / 255
+    assert betti_curve(image[None, None], threshold, persistence_at_least=0.2)[0, 0, 0] == 2
+    image[4, 7] = base + 50
+    assert betti_curve(image[None, None], threshold, persistence_at_least=0.2)[0, 0, 0] == 1

@@ -20,6 +20,7 @@ from onebit import checkpoint, nets, recipes
 from onebit.batches import Batches
 from onebit.connections import neighbour
 from onebit.diffusion import noise_loss
+from onebit.distill import distillation
 from onebit.errors import Diverged
 from onebit.objective import Objective
 from onebit.train import LOG_EVERY, Settings, averaged, reestimate, resolve_precision, train
@@ -310,14 +311,15 @@ def test_a_checkpoint_of_another_recipe_or_other_images_is_refused_and_kept(reci
     assert path.exists() and not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("silent", [["recipe", "images"], ["recipe", "images", *asdict(SETTINGS)]])
+@pytest.mark.parametrize("silent", [["recipe", "images", "objective"],
+                                    ["recipe", "images", "objective", *asdict(SETTINGS)]])
 def test_a_checkpoint_that_says_nothing_of_settings_recipe_or_images_fits(silent, tmp_path, images):
     interrupted(tmp_path / "old", images)
     note = json.loads((tmp_path / "old" / checkpoint.NOTE).read_text())
     content = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:12]
     assert note["settings"] == {"steps": 50, "batch": 16, "lr": 1e-3, "warmup": 5, "decay": "cosine", "ema": 0.9,
                                 "seed": 3, "precision": "float32", "images": f"(300, 1, 16, 16) {content}",
-                                "recipe": "weights=centred ends=float keep=*time*"}
+                                "objective": "noise_loss", "recipe": "weights=centred ends=float keep=*time*"}
     note["settings"] = {name: value for name, value in note["settings"].items() if name not in silent}
     if not note["settings"]:
         del note["settings"]
@@ -472,3 +474,70 @@ def test_a_network_with_tied_weights_is_kept_and_goes_on(tmp_path):
 def interrupt(row):
     if row["step"] > LOG_EVERY:  # the checkpoint of the first row is written
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("draw", ["functional", "attention"])
+def test_dropout_without_a_module_is_a_function_of_seed_and_step_too(draw, tmp_path):
+    class Drops(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+            self.mixed = torch.nn.MultiheadAttention(8, 2, dropout=0.2, batch_first=True)
+
+        def forward(self, x, timestep):
+            h = self.a(x.squeeze(1))
+            h = (torch.nn.functional.dropout(h, 0.2, self.training) if draw == "functional"
+                 else self.mixed(h, h, h, need_weights=False)[0])
+            return self.b(h)[:, None]
+
+    images = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model = Drops()
+        torch.manual_seed(seed)
+        train(model, images, Settings(steps=5, batch=8, precision="float32"), tmp_path / str(seed), progress=False)
+        found.append(load_file(tmp_path / str(seed) / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("other", ["weight", "teacher", "none"])
+def test_a_run_under_another_objective_is_not_gone_on_with(other, tmp_path):
+    images = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = Settings(steps=3 * LOG_EVERY, batch=8, precision="float32")
+
+    def objective(seed=0, weight=0.01):
+        torch.manual_seed(seed)
+        return Objective(nets.build("unet", 4).eval(), distillation("l2"), weight)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(new_model(), images, settings, tmp_path, progress=False, objective=objective(), checkpoint_seconds=0,
+              on_log=interrupt)
+    asked = {"weight": objective(weight=1.0), "teacher": objective(seed=1), "none": None}[other]
+    with pytest.raises(ValueError, match=r"objective 'L2.* x 0\.01, teacher"):
+        train(new_model(), images, settings, tmp_path, progress=False, objective=asked)
+    train(new_model(), images, settings, tmp_path, progress=False, objective=objective())
+
+
+def test_a_snapshot_that_leaves_the_model_in_eval_mode_changes_nothing(tmp_path):
+    images, found = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8), []
+    for i, leave in enumerate((lambda model: torch.zeros(1), lambda model: (model.eval(), torch.zeros(1))[1])):
+        train(new_model(), images, Settings(steps=4, batch=8, precision="float32"), tmp_path / str(i), snapshot=leave,
+              snapshot_steps=(1,), progress=False)
+        found.append(load_file(tmp_path / str(i) / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_every_kind_of_batch_norm_is_estimated_anew():
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 64)
+
+        def forward(self, x, timestep):
+            return self.out(self.norm(x.flatten(1))).view(x.shape)
+
+    images = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = Flat()
+    reestimate(model, Batches(images, Settings(steps=5, batch=8)))
+    assert model.norm.num_batches_tracked == 5 and not torch.equal(model.norm.running_mean, torch.zeros(64))

@@ -172,6 +172,24 @@ def test_the_manifest_has_the_same_bytes_whenever_it_is_written_and_finds_what_w
     (figures / "02_more.csv.json").write_text("{}")
     assert manifest.faults(figures) == ["02_more.csv is not listed"]
     (figures / "02_more.csv.json").unlink()
+    note = figures / "01_shown.csv.json"
+    text = note.read_text()
+    note.unlink()
+    assert "01_shown.csv.json is missing" in manifest.faults(figures)
+    note.write_text(text)
+
+
+def test_a_table_whose_note_is_gone_is_still_compared(home, monkeypatch):
+    committed, again = home / "figures", home / "again/figures"
+    for folder, value in ((committed, 2), (again, 1)):
+        folder.mkdir(parents=True)
+        (folder / "01_shown.csv").write_text(f"x\n{value}\n")
+    (again / "01_shown.csv.json").write_text("{}")
+    monkeypatch.setattr(paths, "ROOT", home)
+    monkeypatch.setattr(tables, "folder_of", lambda *names: committed)
+    monkeypatch.setattr(tables, "render", lambda *asked: {})
+    (found,) = tables.tables(STUDY, home, home / "again", 1)
+    assert not found.holds and "2 committed, 1 found" in found.text
 
 
 def test_a_folder_without_figures_or_a_manifest_says_what_to_do(tmp_path):

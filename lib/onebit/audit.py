@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .connections import connections_of
 from .layers import Quantized, weight_layers
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class LayerBits:
     weight_bits: float
     activation_bits: int
     scale_bits: int
+    shared: bool = False  # its weight is that of a layer above, whose row counts it
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,21 @@ class Audit:
 
     @property
     def binary_weights(self) -> int:
-        return sum(row.weights for row in self.layers if row.weight_bits == 1)
+        return sum(row.weights for row in self._low if row.weight_bits == 1 and not row.shared)
+
+    @property
+    def _low(self) -> list[LayerBits]:
+        """The rows of quantized layers."""
+        return [row for row in self.layers if row.weight_bits < FLOAT_BITS]
+
+    @property
+    def _low_bits(self) -> float:
+        """What they are stored in: a shared weight once, and every layer's own scales."""
+        return sum(row.scale_bits + (0 if row.shared else row.weights * row.weight_bits) for row in self._low)
+
+    @property
+    def _low_weights(self) -> int:
+        return sum(row.weights for row in self._low if not row.shared)
 
     @property
     def binary_share(self) -> float:
@@ -45,23 +61,19 @@ class Audit:
     @property
     def stored_bytes(self) -> float:
         """Size with quantized weights at their ideal bits, their scales at 16, and every other parameter at 16."""
-        low = [row for row in self.layers if row.weight_bits < FLOAT_BITS]
-        bits = sum(row.weights * row.weight_bits + row.scale_bits for row in low)
-        return (bits + 16 * (self.parameters - sum(row.weights for row in low))) / 8
+        return (self._low_bits + 16 * (self.parameters - self._low_weights)) / 8
 
     @property
     def bits_per_weight(self) -> float:
         """Bits per weight of the quantized layers, scales included; 32 for a network that has none."""
-        low = [row for row in self.layers if row.weight_bits < FLOAT_BITS]
-        if not low:
-            return float(FLOAT_BITS)
-        return sum(row.weights * row.weight_bits + row.scale_bits for row in low) / sum(row.weights for row in low)
+        return self._low_bits / self._low_weights if self._low else float(FLOAT_BITS)
 
     def table(self) -> "pd.DataFrame":
-        """The rows as a DataFrame."""
+        """The rows as a DataFrame; `shared` is a column where any is."""
         import pandas as pd  # slow to import, and training needs no table
 
-        return pd.DataFrame([asdict(row) for row in self.layers])
+        frame = pd.DataFrame([asdict(row) for row in self.layers])
+        return frame if any(row.shared for row in self.layers) else frame.drop(columns="shared", errors="ignore")
 
 
 def check_countable(model: nn.Module) -> None:
@@ -80,7 +92,7 @@ def audit(model: nn.Module) -> Audit:
     Raises    ValueError for a copy that `frozen` or `kernels.to_packed` made.
     """
     check_countable(model)
-    rows, own = [], 0
+    rows, own, seen = [], 0, set()
     for name, layer in weight_layers(model).items():
         quantized = isinstance(layer, Quantized)
         rows.append(LayerBits(
@@ -90,9 +102,11 @@ def audit(model: nn.Module) -> Audit:
             weight_bits=layer.rule.weight_bits if quantized else FLOAT_BITS,
             activation_bits=layer.activation.activation_bits if quantized and layer.activation else FLOAT_BITS,
             scale_bits=layer.rule.scale_bits if quantized else 0,
+            shared=id(layer.weight) in seen,
         ))
+        seen.add(id(layer.weight))
         own += sum(p.numel() for p in layer.parameters()) - sum(
             p.numel() for p in layer.parameters(recurse=False)) if quantized else 0
-    connections = getattr(model, "connections", None)
+    connections = connections_of(model)
     own += sum(p.numel() for p in connections.parameters()) if connections is not None else 0
     return Audit(tuple(rows), sum(p.numel() for p in model.parameters()) - own)

@@ -1,7 +1,7 @@
 """What is random in a training: batch order, noise, timesteps, what layers draw; all functions of (seed, step)."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,18 +47,13 @@ class Batches:
 
 
 def seeded_randomness(model: nn.Module, seed: int) -> Callable[[int], AbstractContextManager]:
-    """step -> a context in which dropout and rules that round at random draw numbers that (seed, step) decide.
+    """step -> a context in which whatever draws torch's random numbers (dropout, rules that round at random) draws
+    those that (seed, step) decide.
 
     The caller's random numbers stay where they are.
     """
-    if not any(_draws(layer) for layer in model.modules()):
-        return lambda step: nullcontext()
     place = next(model.parameters()).device
     return partial(_seeded, [place] if place.type == "cuda" else [], seed)
-
-
-def _draws(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.dropout._DropoutNd) or bool(getattr(layer, "stochastic", False))
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Connections(nn.Module):
         name = self.sites[site]
         mixed = output if self._source is None else self._mix(site, output, self._source[name])
         if self._sink is not None:
-            self._sink[name] = mixed if self._recursive else output
+            self._sink[name] = (mixed if self._recursive else output).detach().clone()  # SiLU(inplace=True) may follow
         return mixed
 
     def _mix(self, site: int, output: Tensor, cached: Tensor) -> Tensor:
@@ -146,6 +146,11 @@ class _Site:
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 
+def connections_of(model: nn.Module) -> Connections | None:
+    """The connections of a network, or of the one that a wrapper holds; None if there are none."""
+    return next((module for module in model.modules() if isinstance(module, Connections)), None)
+
+
 def attach(model: nn.Module, patterns: Iterable[str] = UP_BLOCKS, **options) -> Connections:
     """Add `Connections(sites, **options)` to the model as `model.connections`, on every module that matches.
 
@@ -169,7 +174,7 @@ def install(model: nn.Module, connections: Connections) -> list[RemovableHandle]
 
 def _made_for(model: nn.Module, patterns: Iterable[str], **options) -> Connections:
     """Connections for the modules that match; the model is not touched yet."""
-    if hasattr(model, "connections"):
+    if connections_of(model) is not None:
         raise ValueError("the model has connections already; build a new one for others")
     return Connections(matching(model, patterns), **options).to(next(model.parameters()).device)
 
@@ -204,13 +209,14 @@ def neighbour(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, cac
               or 10: `cache_dt` can be that stride.
     DIFFERS   the released pass keeps its graph, to no effect but memory, and counts in the running statistics.
     """
-    if not isinstance(getattr(model, "connections", None), Connections):
+    connections = connections_of(model)
+    if connections is None:
         raise ValueError("the model has no connections; attach(model) adds them")
-    cache_dt = model.connections.cache_dt if cache_dt is None else cache_dt
+    cache_dt = connections.cache_dt if cache_dt is None else cache_dt
     if cache_dt < 1:
         raise ValueError(f"cache_dt must be at least 1 timestep, got {cache_dt}")
     later = (timestep + cache_dt).clamp_max(TIMESTEPS - 1)
-    with model.connections.recording() as cache, torch.no_grad(), _uncounted(model):
+    with connections.recording() as cache, torch.no_grad(), _uncounted(model):
         model(add_noise(x0, noise, later), later)
     return cache
 

@@ -246,10 +246,11 @@ def _gunzip(source: Path, target: Path) -> None:
     try:
         with gzip.open(source) as packed, open(partial, "wb") as out:
             shutil.copyfileobj(packed, out)
-    except (EOFError, OSError, zlib.error) as error:
-        partial.unlink(missing_ok=True)
+        partial.rename(target)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise CorruptFile(f"{source} cannot be unpacked ({error}); delete it and run again, or copy it anew") from error
-    partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _download(base: str) -> None:
@@ -270,7 +271,9 @@ def _download(base: str) -> None:
 def _check_files(base: str) -> None:
     for file, n_bytes, md5 in zip(IDX_FILES, IDX_BYTES, MNIST_MD5, strict=True):
         path = _raw(base) / file
-        mend = f"delete {path} and run again to download it, or copy the original there"
+        packed = path.with_name(f"{path.name}.gz")
+        both = f"{path} and {packed.name} beside it, out of which it came," if packed.exists() else path
+        mend = f"delete {both} and run again to download it, or copy the original there"
         if path.stat().st_size != n_bytes:
             raise CorruptFile(f"{path} has {path.stat().st_size} bytes, not {n_bytes}: truncated; {mend}")
         if base == "mnist" and hashlib.md5(path.read_bytes()).hexdigest() != md5:

@@ -63,6 +63,7 @@ def faults(folder: Path) -> list[str]:
     wrong += [f"{name} is altered" for name, checksum in listed.items()
               if (folder / name).exists() and sha256(folder / name) != checksum]
     noted = {path.stem for path in folder.glob("*.json") if Path(path.stem).suffix in SHOWN}
+    wrong += [f"{name}.json is missing" for name in sorted(set(items) - noted)]
     return wrong + [f"{name} is not listed" for name in sorted(noted - set(items))]
 
 

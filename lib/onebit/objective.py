@@ -1,5 +1,6 @@
 """The training loss: the noise loss, and what quantizers, distillation and connections add to it."""
 
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recipes
+from .connections import connections_of, neighbour
 from .diffusion import add_noise, noise_loss
 from .frozen import frozen
 
@@ -38,14 +40,13 @@ class Objective(nn.Module):
         self.loss, self.weight = loss, weight
         self._teacher = [frozen(teacher)] if teacher is not None else []  # in a list: no part of our state
         self.terms: dict[str, Tensor] = {}
+        self.told = "Objective" if loss is None else f"{loss} x {weight}, teacher {_digest(teacher)}"  # for checkpoints
 
     def forward(self, model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         with ExitStack() as stack:
-            if getattr(model, "connections", None) is not None:
-                from .connections import neighbour
-
-                cache = neighbour(model, x0, noise, timestep)
-                stack.enter_context(model.connections.mixing(cache))
+            connections = connections_of(model)
+            if connections is not None:
+                stack.enter_context(connections.mixing(neighbour(model, x0, noise, timestep)))
             taps = stack.enter_context(_taps(model)) if self.loss is not None else None
             total = noise_loss(model, x0, noise, timestep)
         self.terms = {"noise_loss": total.detach()}
@@ -69,9 +70,16 @@ class Objective(nn.Module):
         return taps.features
 
 
+def _digest(teacher: nn.Module) -> str:
+    content = hashlib.sha256()
+    for name, tensor in teacher.state_dict().items():
+        content.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:12]
+
+
 def asked(model: nn.Module) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]:
     """The loss a model asks to be trained by: the noise loss, unless its connections or weight rules add to it."""
-    if getattr(model, "connections", None) is None and recipes.penalty(model) is None:
+    if connections_of(model) is None and recipes.penalty(model) is None:
         return noise_loss
     return Objective()
 

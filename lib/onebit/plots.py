@@ -1,6 +1,7 @@
 """The one look of the study: style, colours, and the few plots that more than one notebook draws."""
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,7 +107,7 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
     """One line per `label` of the frame, in its order: a marker per seed, a bar at their geometric mean; log axis."""
     order = frame.label.drop_duplicates().tolist()
     fig, ax = plt.subplots(figsize=(7, 0.32 * len(order) + 0.9))
-    for (seed, part), marker in zip(frame.groupby("seed"), "os^vDP", strict=False):
+    for (seed, part), marker in zip(frame.groupby("seed"), cycle("os^vDP"), strict=False):
         ax.plot(part[column], part.label.map(order.index), marker, ms=5, label=f"seed {seed}")
     means = np.exp(np.log(frame[column]).groupby(frame.label).mean())
     ax.plot(means[order], range(len(order)), "|", ms=12, color="0.2", label="geometric mean")
@@ -124,7 +125,7 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
 def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
     """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and labels, the
     best first, where there is room for them."""
-    for (net, part), marker in zip(frame.groupby("net"), "so^", strict=False):
+    for (net, part), marker in zip(frame.groupby("net"), cycle("so^"), strict=False):
         ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
     for row in frame[legible(frame[cost], frame[quality], best)].itertuples():
         ax.annotate(row.label, (getattr(row, cost) * factor, getattr(row, quality)), fontsize=5, xytext=(3, 2),

@@ -3,7 +3,7 @@
 `quantize` gives a trained network its rules; `fit` then chooses what they hold.  Nothing is learned by gradients.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,19 +56,32 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
             return
         originals = _seen(reference, list(layers), inputs)
         for name in originals:  # in the order of execution
-            _fit_layer(model, name, layers[name], originals[name], inputs)
+            def given(name: str = name) -> Iterator[tuple[Tensor, Tensor]]:
+                layer, running = layers[name], _running(model, name, inputs)
+                return ((patches(layer, x), patches(layer, own[0]))
+                        for x, own in zip(originals[name], running, strict=True))
+
+            _fit_layer(layers[name], reference.get_submodule(name), given)
 
 
-def _fit_layer(model: nn.Module, name: str, layer: Quantized, originals: list[Tensor], inputs: Inputs) -> None:
-    w = weight_matrix(layer).double()
-    moments = Moments.of(zip((patches(layer, x) for x in originals),
-                             (patches(layer, x[0]) for x in _running(model, name, inputs)), strict=True),
-                         centred=layer.bias is not None)
-    target, hessian = moments.target(w)
-    fitted = fit_rows(target, hessian, layer.rule.levels)
+def _fit_layer(layer: Quantized, original: nn.Module, given: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+    """`original` is the float layer; `given` are the inputs of both, anew in every call."""
+    w = weight_matrix(original).double()
+    try:
+        moments, fitted = _fitted(layer, w, given(), wide=False)
+    except torch.linalg.LinAlgError:  # inputs that hardly vary about a large mean: float32 sums cancel
+        moments, fitted = _fitted(layer, w, given(), wide=True)
     if layer.bias is not None:
-        layer.bias += (w @ moments.mean - fitted.weight @ moments.own_mean).to(layer.bias.dtype)
+        shift = (w @ moments.mean - fitted.weight @ moments.own_mean).to(layer.bias.dtype)
+        layer.bias.copy_(shift if original.bias is None else original.bias + shift)
     _write(layer, fitted)
+
+
+def _fitted(
+    layer: Quantized, w: Tensor, given: Iterator[tuple[Tensor, Tensor]], wide: bool
+) -> tuple["Moments", Fitted]:
+    moments = Moments.of(given, centred=layer.bias is not None, wide=wide)
+    return moments, fit_rows(*moments.target(w), layer.rule.levels)
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,11 @@ class Moments:
     own_mean: Tensor
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]], centred: bool) -> "Moments":
-        """From pairs of equally many rows: inputs of the float network, and of this one."""
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]], centred: bool, wide: bool) -> "Moments":
+        """From pairs of equally many rows: inputs of the float network, and of this one; `wide`: all in float64."""
         own, cross, mean, own_mean, rows = 0.0, 0.0, 0.0, 0.0, 0
         for original, x in pairs:
+            original, x = (original.double(), x.double()) if wide else (original, x)
             own, cross = own + (x.T @ x).double(), cross + (x.T @ original).double()
             mean, own_mean = mean + original.double().sum(0), own_mean + x.double().sum(0)
             rows += len(x)
@@ -98,9 +112,10 @@ class Moments:
         """Least-squares weights (out, n) for the inputs as they are, and the matrix that weighs their errors (n, n).
 
         A hundredth of the mean second moment is added to the diagonal, with which inputs that were hardly seen keep
-        their weights.
+        their weights; at least a millionth of what it would be about zero, below which it is rounding.
         """
-        ridge = 0.01 * self.own.diagonal().mean().clamp_min(1e-12) * torch.eye(len(self.own)).to(self.own)
+        spread, size = self.own.diagonal().mean(), self.own_mean.square().mean()
+        ridge = torch.maximum(0.01 * spread, 1e-6 * (spread + size)).clamp_min(1e-14) * torch.eye(len(w.T)).to(w)
         hessian = self.own + ridge
         return torch.linalg.solve(hessian, (self.cross + ridge) @ w.T).T, hessian
 
@@ -152,7 +167,8 @@ def _write(layer: Quantized, fitted: Fitted) -> None:
 def _watching(layers: dict[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
     def watch(name: str):
         def see(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            seen.setdefault(name, []).append(arguments[0] if arguments else named["input"])
+            x = arguments[0] if arguments else named["input"]
+            seen.setdefault(name, []).append(x.clone())  # what follows may change it in place
         return see
 
     handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]

@@ -143,7 +143,8 @@ def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[st
         raise ValueError(f"{how} matches no layer of this model; its layers: {', '.join(names) or 'none'}")
     if ENDS[how.ends]:
         activations = ENDS[how.ends] if how.activations != "none" else "none"
-        chosen |= {name: (ENDS[how.ends], activations, ()) for name in (candidates[0], candidates[-1])}
+        chosen |= {name: (ENDS[how.ends], activations, ()) for name in (candidates[0], candidates[-1])
+                   if not how.only or name in only}
     return chosen
 
 

@@ -41,7 +41,11 @@ def folder_of(dataset: str, profile: str) -> Path:
 
 def _literal(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame whose texts Markdown leaves alone: recipes hold "|", which ends a cell, and "*", which slants it."""
-    return frame.map(lambda cell: re.sub(r"([|*])", r"\\\1", cell) if isinstance(cell, str) else cell)
+    return frame.map(_escaped).rename(columns=_escaped)
+
+
+def _escaped(text: object) -> object:
+    return re.sub(r"([|*])", r"\\\1", text) if isinstance(text, str) else text
 
 
 @contextmanager
@@ -146,6 +150,8 @@ class Report:
         return path
 
     def _path(self, name: str) -> Path:
+        if not re.fullmatch(r"[\w-]+", name):  # what follows a dot would be taken for the file's form
+            raise ValueError(f"name {name!r} of a figure or table: letters, digits, _ and - alone")
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"{self.notebook}_{name}"
 

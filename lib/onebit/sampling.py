@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .connections import connections_of
 from .diffusion import SCHEDULE, TIMESTEPS, predict
 from .errors import Diverged, unknown
 from .frozen import frozen, sharing_weights
@@ -208,7 +209,7 @@ def _spread(
 
 def _following(model: nn.Module) -> contextlib.AbstractContextManager:
     """Cross-timestep connections hand block outputs from one step of this trajectory to the next."""
-    connections = getattr(model, "connections", None)
+    connections = connections_of(model)
     return contextlib.nullcontext() if connections is None else connections.following()
 
 

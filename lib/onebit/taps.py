@@ -6,8 +6,9 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 # our networks' blocks, then diffusers'; [0-9] and not *, which would take the blocks' own layers too
-BLOCKS = ("down.[0-9]", "mid", "up.[0-9]", "down_blocks.[0-9]", "mid_block", "up_blocks.[0-9]")
-UP_BLOCKS = ("up.[0-9]", "up_blocks.[0-9]")
+NUMBERS = ("[0-9]", "[0-9][0-9]")
+UP_BLOCKS = tuple(f"{name}.{number}" for name in ("up", "up_blocks") for number in NUMBERS)
+BLOCKS = ("mid", "mid_block", *UP_BLOCKS, *(f"{name}.{n}" for name in ("down", "down_blocks") for n in NUMBERS))
 
 
 def reached(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -45,17 +46,23 @@ class Taps:
     Hooks go when the block is left, by an exception too.  A copy of a tapped model is not tapped.
 
     Shapes    features: as the modules' outputs, with their gradient; of a tuple, the first.
-    Raises    ValueError for patterns that match nothing.
+    Raises    ValueError for patterns that match nothing; RuntimeError, when features are asked for, if one of them has
+              been changed in place by what came after its module.
     """
 
     def __init__(self, model: nn.Module, patterns: Iterable[str] = BLOCKS):
         self._names = {module: name for name, module in matching(model, patterns).items()}
         self._handles: list = []
         self._features: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
 
     @property
     def features(self) -> list[Tensor]:
         """The features recorded since the last `clear()`."""
+        for name, version in self._versions.items():
+            if self._features[name]._version != version:
+                raise RuntimeError(f"what {name} put out was changed in place by what follows it, such as "
+                                   "SiLU(inplace=True): its features are lost; let it work out of place")
         return list(self._features.values())
 
     @property
@@ -66,6 +73,7 @@ class Taps:
     def clear(self) -> None:
         """Forget the features, and with them the graph they hold."""
         self._features.clear()
+        self._versions.clear()
 
     def __enter__(self) -> "Taps":
         self._handles = [module.register_forward_hook(self._record) for module in self._names]
@@ -78,7 +86,11 @@ class Taps:
 
     def _record(self, module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         if module in self._names:  # not so for a copy's modules, which keep this hook
-            self._features[self._names[module]] = first(output)
+            name, feature = self._names[module], first(output)
+            if feature.is_inference():  # which nobody counts the changes of
+                self._features[name] = feature.clone()
+            else:
+                self._features[name], self._versions[name] = feature, feature._version
 
     def __deepcopy__(self, memo: dict) -> "Taps":
         return self  # reached through the hooks of a model being copied

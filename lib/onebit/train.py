@@ -18,6 +18,7 @@ from . import checkpoint
 from ._log import LOG_EVERY, Log
 from .batches import STATISTICS, Batches, seeded_randomness
 from .checkpoint import State
+from .connections import connections_of
 from .diffusion import noise_loss
 from .errors import unknown
 from .files import replacing
@@ -110,8 +111,8 @@ def train(
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
     Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, or for a checkpoint of
-              other settings, another recipe or other images; Diverged at the first step whose loss is not finite, with
-              the last checkpoint kept.
+              other settings, another recipe or objective, or other images; Diverged at the first step whose loss is not
+              finite, with the last checkpoint kept.
     """
     _check_images(images, settings.batch)
     folder = Path(folder)
@@ -133,6 +134,7 @@ def train(
         log.add(loss, settings.lr_at(step))
         if state.step in snapshot_steps and snapshot is not None:
             state.snapshots[str(state.step)] = snapshot(model)
+            model.train()  # whatever mode it is left in
         if state.step % LOG_EVERY == 0 and time.monotonic() - saved >= checkpoint_seconds and _finite(model):
             checkpoint.save(folder, state)
             saved = time.monotonic()
@@ -171,14 +173,17 @@ def _began(model: nn.Module, images: Tensor, settings: Settings, objective: Loss
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     average = [p.detach().clone() for p in model.parameters()] if settings.ema else []
     objective = asked(model) if objective is None else objective
-    return State(model, optimizer, average, objective, settings=_noted(model, images, settings))
+    return State(model, optimizer, average, objective, settings=_noted(model, images, settings, objective))
 
 
-def _noted(model: nn.Module, images: Tensor, settings: Settings) -> dict:
-    """What a checkpoint's JSON says of its run: settings, numpy's numbers as Python's, recipe, and which images."""
+def _noted(model: nn.Module, images: Tensor, settings: Settings, objective: Loss) -> dict:
+    """What a checkpoint's JSON says of its run: settings, numpy's numbers as Python's, recipe, objective, and which
+    images."""
     values = {name: value.item() if hasattr(value, "item") else value for name, value in asdict(settings).items()}
     content = hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()[:12]
-    return values | {"recipe": str(getattr(model, "recipe", Recipe())), "images": f"{tuple(images.shape)} {content}"}
+    loss = getattr(objective, "told", getattr(objective, "__name__", type(objective).__name__))
+    return values | {"recipe": str(getattr(model, "recipe", Recipe())), "objective": loss,
+                     "images": f"{tuple(images.shape)} {content}"}
 
 
 def _finite(model: nn.Module) -> bool:
@@ -203,8 +208,7 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
     with torch.no_grad():
         for parameter, value in zip(twin.parameters(), ema, strict=True):
             parameter.copy_(value)
-    connected = getattr(model, "connections", None) is not None
-    reestimate(twin, batches, Objective() if connected else noise_loss)
+    reestimate(twin, batches, Objective() if connections_of(model) is not None else noise_loss)
     return twin
 
 
@@ -217,7 +221,7 @@ def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss)
 
     Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086).
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
     momenta, modes = [m.momentum for m in norms], {m: m.training for m in model.modules()}

@@ -93,8 +93,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
         counter = stack.enter_context(FlopCounterMode(display=False))
         _run(model, example)
     counts = counter.get_flop_counts()
-    root = type(model).__name__
-    inside = [counts.get(f"{root}.{name}" if name else root, {}) for name in layers]
+    root, counted = type(model).__name__, set(layers.values())
+    inside = [counts.get(f"{root}.{name}" if name else root, {})  # a call is counted under one name of several
+              for name, module in model.named_modules(remove_duplicate=False) if module in counted]
     for op, flops in counts.get("Global", {}).items():
         macs = (flops - sum(layer.get(op, 0) for layer in inside)) // 2
         if str(op) in WEIGHTED:

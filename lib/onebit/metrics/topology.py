@@ -100,7 +100,12 @@ def betti_curve(frames: ArrayLike, threshold: float = 0.5, persistence_at_least:
 
 def _alive(bars: NDArray, threshold: float, floor: float) -> int:
     birth, death = bars.T
-    return int(((death < threshold) & (threshold <= birth) & (birth - death >= floor)).sum())
+    return int(((death < threshold) & (threshold <= birth) & _reaches(birth - death, floor)).sum())
+
+
+def _reaches(persistence: NDArray, floor: float) -> NDArray:
+    """persistence >= floor, in whole grey levels: differences of shares of 255 fall to either side of it."""
+    return np.round(persistence * 255) >= floor * 255 - 1e-9
 
 
 def topology_changes(frames: ArrayLike) -> dict[str, NDArray[np.float64]]:

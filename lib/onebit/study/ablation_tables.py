@@ -171,13 +171,8 @@ def _by_seed(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _witnesses(values: pd.DataFrame) -> pd.DataFrame:
-    """The rows that tell of the spread: without those that are an earlier one under a second name, equal to the last
-    bit at some seed (EBB that goes over to one basis at the first step is the plain rule)."""
-    kept: list[str] = []
-    for label in values:
-        if not any((values[label] == values[other]).any() for other in kept):
-            kept.append(label)
-    return values[kept]
+    """The rows that tell of the spread: without those that are another one under a second name."""
+    return values[[label for label in values if ablations.TWINS.get(label) not in values]]
 
 
 def _ratio(values: pd.DataFrame, label: str, control: str, text: str, comparisons: int = 1) -> Estimate:

@@ -26,6 +26,8 @@ SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, D
 STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections", "W1A1 connections 20 apart")
 FINE = 200  # steps, for strides of 5 timesteps: the finer of those that BiDM's samplers take
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
+# one training under two names, since EBB that goes over to one basis at the first step is the plain rule
+TWINS = {"W1A32 +LRM": "EBB transition 0"}
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "GroupNorm W1A32 base", "W1A1 XNOR++", "W1A1 XNOR",
             "W1A1 BiDM")

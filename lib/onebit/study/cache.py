@@ -175,14 +175,20 @@ def release(
 
 def _put(new: Path, target: Path) -> None:
     """Rename a folder to a name that may be taken; what was there is gone only once the new one is in its place."""
+    recover(target)
     old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():  # a process was killed between the two renames below
-        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Put back the released result of a process that was killed between the two renames of `_put`."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def from_scratch() -> bool:

@@ -28,6 +28,7 @@ PASSES = 3  # a training step costs three forward passes: forward, gradient by i
 PACK, BASES, LEVELS, BITS, BIDM = STEPS  # the rows of bench.csv
 SEARCHING = ("neighbours", "memorization", "legibility")  # families that compare every image with every training image
 LOSSES = 2 * 10 * 1_000  # forward passes of "overfitting": both sets, ten timesteps, images
+HANDED_OVER = 3.1 * 500  # of "handover", per step: six shares of the steps, images
 DENOISED = 10 * 500  # of "denoising": ten timesteps, images
 MIMICS, TRACED = 2 * 256, 32  # of "mimicry"; images of "activity", at every step
 
@@ -172,6 +173,7 @@ def _network_family(family: str, source: dict) -> tuple[Group, float]:
         frames = source["frames"] if source["path"] == "latent" else 2
         return ("evaluation", family, source["path"]), source["pairs"] * frames * source["steps"] * _forward(run)
     passes = {"overfitting": LOSSES, "denoising": DENOISED, "mimicry": MIMICS,
+              "handover": HANDED_OVER * source["samples"]["steps"],
               "activity": TRACED * source["samples"]["steps"]}[family]
     return ("evaluation", family), passes * _forward(run)
 

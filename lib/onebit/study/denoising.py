@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, metrics
-from ..connections import neighbour
+from ..connections import connections_of, neighbour
 from ..diffusion import TIMESTEPS, image_losses
 from . import results
 from .evaluation import Measured, Protocol
@@ -67,7 +67,8 @@ def losses(model: nn.Module, images: Tensor, stride: int = 1) -> np.ndarray:
 
 
 def _batch_losses(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor, stride: int) -> Tensor:
-    if getattr(model, "connections", None) is None:
+    connections = connections_of(model)
+    if connections is None:
         return image_losses(model, x0, noise, timestep)
-    with model.connections.mixing(neighbour(model, x0, noise, timestep, stride)):
+    with connections.mixing(neighbour(model, x0, noise, timestep, stride)):
         return image_losses(model, x0, noise, timestep)

@@ -12,7 +12,7 @@ from .run import Run
 from .study import Job
 
 # families that need the weights, and no samples
-OF_THE_NETWORK = ("overfitting", "denoising", "walking", "calibrator", "activity", "mimicry")
+OF_THE_NETWORK = ("overfitting", "denoising", "handover", "walking", "calibrator", "activity", "mimicry")
 
 
 def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
@@ -68,7 +68,7 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
         yield from _trainings(source["run"])
         if family == "mimicry":
             yield from _trainings(source["run"].get("teacher"))
-        if family == "walking":
+        if family in ("walking", "handover"):
             yield judging.judge_entry(protocol.judge)
         return
     if "run" in source:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import recipes
+from .. import paths, recipes
 from ..files import replacing
 from ..layers import quantized_layers
 from ..packing import save_packed
@@ -65,6 +65,7 @@ def released(study: Study) -> Iterator[Path]:
     """
     plan = trainings(study)
     for job in (job for job in study.jobs() if job.shown):
+        cache.recover(paths.RELEASED / job.entry.name)
         folder, kept = cache.find(job.entry, computed=True) or cache.find(job.entry), plan.get(job.entry.name)
         if folder is None:
             raise FileNotFoundError(f"{job.entry.name} is not computed yet; run make train first")

@@ -83,7 +83,8 @@ class Control:
 
     @property
     def spec(self) -> dict:
-        return {"control": asdict(self)}
+        version = CONTROL_VERSIONS.get(self.kind)
+        return {"control": asdict(self)} | ({"version": version} if version else {})
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (n, 1, H, W); needs the data set."""
@@ -118,10 +119,15 @@ def _noise(control: Control) -> Tensor:
 
 
 def _blend(control: Control) -> Tensor:
-    """Means of pairs of held-out images of different classes: no digit, if legibility means anything."""
+    """Means of pairs of held-out images of different classes: no digit, if legibility means anything.
+
+    Raises    ValueError where a class has more than a third of the images.
+    """
     held_out = _held_out(control)
     order = held_out.labels.argsort(stable=True)
-    partner = order.roll(len(order) // 2)  # half the sorted list away, so of another class
+    partner = order.roll(len(order) // 3)  # a third of the sorted list away; half of it would make every pair twice
+    if (held_out.labels[order] == held_out.labels[partner]).any():
+        raise ValueError(f"blend of {control.dataset}: a class has more than a third of the images; take more classes")
     a, b = held_out.images[order].float(), held_out.images[partner].float()
     return ((a + b) / 2).round().byte()
 
@@ -139,6 +145,7 @@ def _repeated(control: Control) -> Tensor:
     return few.repeat(-(-control.n // len(few)), 1, 1, 1)[: control.n]
 
 
+CONTROL_VERSIONS = {"blend": 2}  # +1 whenever a control of that name would be other images
 CONTROLS: dict[str, Callable[[Control], Tensor]] = {
     "held-out": lambda control: _held_out(control).images,
     "file-order": lambda control: data.load(control.dataset, "test").head(control.n).images,

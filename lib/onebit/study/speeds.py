@@ -91,12 +91,12 @@ def _recorded(folder: Path) -> Speeds:
     for path in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
         try:
             found = json.loads(path.read_text())
-        except ValueError as error:
+            entry = Entry(found["kind"], "", found["spec"])
+            group, units = costs.work(entry)
+            took = found["facts"].get("seconds", found["elapsed_seconds"])  # a resumed training's, over all processes
+        except (ValueError, KeyError, TypeError) as error:
             warnings.warn(f"{path} is unreadable ({error}); ignored (restore it with git checkout)", stacklevel=2)
             continue
-        entry = Entry(found["kind"], "", found["spec"])
-        group, units = costs.work(entry)
-        took = found["facts"].get("seconds", found["elapsed_seconds"])  # a resumed training's, over all its processes
         stored = sum(file.stat().st_size for file in path.parent.iterdir()) / costs.stored(entry)
         for length in range(1, len(group) + 1):
             seconds.setdefault(group[:length], []).append(took / units)

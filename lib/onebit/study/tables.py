@@ -83,10 +83,13 @@ def compare(
     `frame` holds rows of `measured`; of several training protocols the first counts.  A ratio is averaged in
     logarithms, so that a over b is the inverse of b over a.
 
-    Raises    KeyError if an arm has no such metric.
+    Raises    KeyError if an arm has no such metric, ValueError for arms without a seed in common.
     """
     rows = _rows(frame, metric, net, subset, arm, control)
-    values = rows.pivot(index="seed", columns="recipe", values="value")
+    shared = sorted(set.intersection(*(set(rows.seed[rows.recipe == one]) for one in (arm, control))))
+    if not shared:
+        raise ValueError(f"{net} {arm} and {control} have no seed of {metric} in common")
+    values = rows.pivot(index="seed", columns="recipe", values="value").loc[shared]
     a, b = values[arm], values[control]
     text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
     if not ratio:

@@ -58,12 +58,12 @@ def _quality(study: "Study", sources: list["Samples"]) -> dict[str, float]:
 def front(cost: NDArray, loss: NDArray) -> NDArray:
     """Which points nothing beats: no other one costs no more and loses no more, one of them less.
 
-    Shapes    cost, loss (n,) -> booleans (n,).
+    Shapes    cost, loss (n,) -> booleans (n,); a point with NaN is never one.
     """
     cost, loss = np.asarray(cost, float), np.asarray(loss, float)
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)  # [i, j]: i costs and loses no more than j
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
-    return ~(no_worse & better).any(axis=0)
+    return ~(no_worse & better).any(axis=0) & ~np.isnan(cost + loss)
 
 
 def best_within(frame: "pd.DataFrame", budget: float) -> "pd.Series | None":

@@ -27,7 +27,7 @@ def tables(study: Study, notebooks: Path, home: Path, jobs: int) -> Iterator[Ver
     yield from (Verdict(name, False, f"the notebook failed: {error}") for name, error in sorted(failures.items()))
     exact = same_machine(committed)
     for path in sorted(committed.glob("*.csv")):
-        if path.with_name(f"{path.name}.json").exists():  # all others are not of notebooks
+        if any((folder / f"{path.name}.json").exists() for folder in (committed, again)):  # others are of no notebook
             yield table(path, again / path.name, exact)
     for name in sorted({path.name for path in again.glob("*.csv")} - {path.name for path in committed.glob("*.csv")}):
         yield Verdict(Path(name).stem, False, "written by a notebook, and not committed")
