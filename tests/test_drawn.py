@@ -48,6 +48,13 @@ def test_scattered_points_and_error_bars(ax):
     assert points(ax, "segment").y.tolist() == [4, 8, 4, 10]
 
 
+def test_points_of_several_colours_keep_theirs(ax):
+    ax.scatter([1, 2, 3, 4], [5, 6, 7, 8], c=["#ff0000", "#00ff00", "#ff0000", "#0000ff"])
+    frame = drawn.marks(ax.figure)
+    assert dict(zip(frame.x, frame.colour, strict=True)) == {1: "#ff0000", 2: "#00ff00", 3: "#ff0000", 4: "#0000ff"}
+    assert dict(zip(frame.x, frame.y, strict=True)) == {1: 5, 2: 6, 3: 7, 4: 8}
+
+
 def test_bars_are_corners_also_where_they_are_stacked_on_others(ax):
     ax.barh([0, 1], [2, 3], left=[1, 0], height=0.5)
     assert points(ax, "bar")[["x", "y"]].to_numpy().tolist() == [[1, -0.25], [3, 0.25], [0, 0.75], [3, 1.25]]

@@ -93,7 +93,13 @@ def _artists(ax: Axes) -> Iterator[tuple]:
 def _collection(group: Collection) -> Iterator[tuple]:
     label, colours = group.get_label(), [*group.get_facecolor(), *group.get_edgecolor()] or ["none"]
     if isinstance(group, PathCollection):
-        yield "point", label, colours[0], group.get_offsets()
+        offsets, faces = group.get_offsets(), group.get_facecolor()
+        if len(faces) < len(offsets):  # one for all
+            yield "point", label, colours[0], offsets
+            return
+        shades, which = np.unique(faces, axis=0, return_inverse=True)
+        for i, shade in enumerate(shades):
+            yield "point", label, shade, offsets[which.ravel() == i]
     elif isinstance(group, LineCollection):
         for segment in group.get_segments():
             yield "segment", label, colours[0], segment
