@@ -275,3 +275,12 @@ def test_an_unreadable_manifest_among_released_results_is_named_and_passed_over(
     (tmp_path / "train-x/manifest.json").write_text(text)
     with pytest.warns(UserWarning, match=r"train-x/manifest.json is unreadable.*git checkout"):
         assert not _recorded(tmp_path).seconds
+
+
+def test_a_family_that_nobody_has_recorded_is_estimated_by_others_of_its_unit():
+    """Passes of a network by other passes: seconds per compared pair of images times passes would be years."""
+    laptop = Study.named("laptop", "mnist")
+    entry = next(job.entry for job in laptop.jobs() if job.entry.spec.get("family") == "handover")
+    recorded = Speeds.released()
+    known = {group: seconds for group, seconds in recorded.seconds.items() if "handover" not in group}
+    assert 1 < replace(recorded, seconds=known).estimate(entry) < 3_600

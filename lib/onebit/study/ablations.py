@@ -33,7 +33,8 @@ PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "GroupNorm W1A
             "W1A1 BiDM")
 DRAWN_TWICE = ("GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 BiDM")  # of those, with noise at every step as well
 # which finish noised images, by either kind of sampler
-FINISHING = ("float, trained on", "W1A32 base", "GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM")
+FINISHING = ("float, trained on", "W1A32 base", "GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 DoReFa",
+             "W1A1 BiDM")
 
 
 @dataclass(frozen=True)

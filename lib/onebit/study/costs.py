@@ -161,21 +161,22 @@ def _evaluation(spec: dict) -> tuple[Group, float]:
     n = source["samples"]["n"] if "run" in source else source["control"]["n"]
     compared = protocol.get("against") or protocol["judge"]["dataset"]
     if family in SEARCHING:
-        return ("evaluation", family), n * data.train_size(compared) * _pixels(compared)
+        return ("evaluation", "pairs", family), n * data.train_size(compared) * _pixels(compared)
     if family == "manifold":
-        return ("evaluation", family), n * n
-    return ("evaluation", family), (n + protocol["reference"]) * _pixels(compared)
+        return ("evaluation", "pairs of samples", family), n * n
+    return ("evaluation", "images", family), (n + protocol["reference"]) * _pixels(compared)
 
 
 def _network_family(family: str, source: dict) -> tuple[Group, float]:
     run = run_of(source["run"])
     if family in ("walking", "calibrator"):
         frames = source["frames"] if source["path"] == "latent" else 2
-        return ("evaluation", family, source["path"]), source["pairs"] * frames * source["steps"] * _forward(run)
+        images = source["pairs"] * frames
+        return ("evaluation", "passes", family, source["path"]), images * source["steps"] * _forward(run)
     passes = {"overfitting": LOSSES, "denoising": DENOISED, "mimicry": MIMICS,
               "handover": HANDED_OVER * source["samples"]["steps"],
               "activity": TRACED * source["samples"]["steps"]}[family]
-    return ("evaluation", family), passes * _forward(run)
+    return ("evaluation", "passes", family), passes * _forward(run)
 
 
 WORK: dict[str, Callable[[dict], tuple[Group, float]]] = {
