@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from onebit import data, nets, paths, recipes
+from onebit import data, nets, recipes
 from onebit.connections import neighbour
 from onebit.diffusion import add_noise
 from onebit.objective import Objective
@@ -101,9 +101,7 @@ def test_a_stride_that_is_none_is_refused(dt):
 
 
 @pytest.fixture
-def protocol(tmp_path, monkeypatch):
-    for name, folder in {"DATA": "data", "RUNS": "data/runs", "RELEASED": "data/released"}.items():
-        monkeypatch.setattr(paths, name, tmp_path / folder)
+def protocol(home):
     return Protocol(JudgeSpec("digits", 100, 1), (), reference=200, held_out=150)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from onebit import data, metrics, paths, sampling
+from onebit import data, metrics, sampling
 from onebit.judge import look
 from onebit.metrics import Gaussian
 from onebit.study import JudgeSpec, Protocol, Run, Samples, SampleSpec, judging
@@ -66,9 +66,7 @@ def test_it_gets_the_images_noised_to_the_first_of_its_timesteps(monkeypatch):
 
 
 @pytest.fixture
-def protocol(tmp_path, monkeypatch):
-    for name, folder in {"DATA": "data", "RUNS": "data/runs", "RELEASED": "data/released"}.items():
-        monkeypatch.setattr(paths, name, tmp_path / folder)
+def protocol(home):
     return Protocol(JudgeSpec("digits", 200, 2), (), reference=400, held_out=200)
 
 
