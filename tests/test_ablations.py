@@ -412,7 +412,8 @@ def test_every_training_is_drawn_again_with_noise_on_the_way_and_nothing_else_ch
 
 
 def test_handovers_are_a_row_for_every_network_sampler_and_timestep(monkeypatch):
-    monkeypatch.setattr(ablation_tables.ablations, "finishing", lambda study: {("a", "ddim"): 1.0, ("b", "ddpm"): 2.0})
+    sources = {("a", 0, "ddim"): 1, ("b", 1, "ddpm"): 2}
+    monkeypatch.setattr(ablation_tables.ablations, "finishing", lambda study: sources)
 
     def evaluate(family, source):
         found = {f"frechet_from_{t}": SimpleNamespace(value=source + t, low=t, high=2 * t) for t in (0, 999)}
@@ -420,5 +421,6 @@ def test_handovers_are_a_row_for_every_network_sampler_and_timestep(monkeypatch)
 
     frame = ablation_tables.handovers(SimpleNamespace(evaluate=evaluate))
     assert frame.to_dict("list") == {
-        "label": ["a", "a", "b", "b"], "sampler": ["ddim", "ddim", "ddpm", "ddpm"], "timestep": [0, 999, 0, 999],
+        "label": ["a", "a", "b", "b"], "seed": [0, 0, 1, 1], "sampler": ["ddim", "ddim", "ddpm", "ddpm"],
+        "timestep": [0, 999, 0, 999],
         "frechet": [1, 1000, 2, 1001], "low": [0, 999, 0, 999], "high": [0, 1998, 0, 1998]}

@@ -221,12 +221,12 @@ def strides(study: Study) -> pd.DataFrame:
 
 def handovers(study: Study) -> pd.DataFrame:
     """Fréchet distance of what networks finish from noised images, one row per network, sampler and timestep at which
-    they take over: label, sampler, timestep, frechet with its interval over images (low, high)."""
+    they take over: label, seed, sampler, timestep, frechet with its interval over images (low, high)."""
     rows = []
-    for (label, sampler), source in ablations.finishing(study).items():
+    for (label, seed, sampler), source in ablations.finishing(study).items():
         estimates = study.evaluate("handover", source).estimates
-        rows += [{"label": label, "sampler": sampler, "timestep": int(name.rpartition("_")[2]), "frechet": e.value,
-                  "low": e.low, "high": e.high} for name, e in estimates.items()]
+        rows += [{"label": label, "seed": seed, "sampler": sampler, "timestep": int(name.rpartition("_")[2]),
+                  "frechet": e.value, "low": e.low, "high": e.high} for name, e in estimates.items()]
     return pd.DataFrame(rows)
 
 

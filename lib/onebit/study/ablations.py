@@ -176,15 +176,15 @@ def _noised(study: "Study", run: Run) -> Iterator["Job"]:
     yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
 
 
-def finishing(study: "Study") -> dict[tuple[str, str], "Samples"]:
-    """What finishes noised images, by row and sampler: rows of FINISHING at the first seed, and the float network with
-    group norms; without noise on the way and with it."""
-    runs = {row.label: run for row, run in trained(study)
-            if row.label in FINISHING and run.seed == study.profile.unet_seeds[0]}
-    if "GroupNorm W1A32 base" in runs:
-        runs["GroupNorm float"] = runs["GroupNorm W1A32 base"].teacher
-    sources = {label: (study.reestimated(run), study.stochastic(run)) for label, run in runs.items()}
-    return {(label, source.request.sampler): source for label, pair in sources.items() for source in pair}
+def finishing(study: "Study") -> dict[tuple[str, int, str], "Samples"]:
+    """What finishes noised images, by row, seed and sampler: rows of FINISHING at the first two seeds, and the float
+    network with group norms; without noise on the way and with it."""
+    runs = {(row.label, run.seed): run for row, run in trained(study)
+            if row.label in FINISHING and run.seed in study.profile.unet_seeds[:2]}
+    runs |= {("GroupNorm float", seed): run.teacher for (label, seed), run in runs.items()
+             if label == "GroupNorm W1A32 base"}
+    return {(*key, source.request.sampler): source for key, run in runs.items()
+            for source in (study.reestimated(run), study.stochastic(run))}
 
 
 def drawing(run: Run, request: SampleSpec, shown: bool = True) -> "Job":
