@@ -223,3 +223,12 @@ def test_an_empty_home_is_the_repository_and_a_relative_one_is_made_absolute(hom
                           env=os.environ | {"ONEBIT_HOME": home, "PYTHONPATH": str(library)})
     expected = (tmp_path / "store").resolve() if home else library.parent
     assert done.stdout.strip() == str(expected)
+
+
+def test_a_linked_package_is_at_home_where_it_lies(tmp_path):
+    (tmp_path / "onebit").symlink_to(ROOT / "lib/onebit")
+    asked = {name: value for name, value in os.environ.items() if name != "ONEBIT_HOME"} | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", "from onebit import paths; print(paths.ROOT, paths.__file__)"],
+                          cwd=tmp_path, capture_output=True, text=True, check=True, env=asked)
+    root, file = done.stdout.split()
+    assert Path(root) == ROOT.resolve() and file.startswith(str(tmp_path))

@@ -296,4 +296,5 @@ def test_a_layer_by_itself_is_packed_and_takes_any_number_of_axes(shape):
     quantize(layer, "weights=xnor activations=sign")
     kernels, x = to_packed(layer), torch.randn(shape)
     assert isinstance(kernels, PackedLinear)
+    assert [(row.name, row.became) for row in kernels.packed_report] == [("", "packed")]
     torch.testing.assert_close(kernels(x), layer(x), rtol=1e-4, atol=1e-5)

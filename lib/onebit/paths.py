@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-ROOT = Path(os.environ.get("ONEBIT_HOME") or Path(__file__).parents[2]).resolve()
+ROOT = Path(os.environ.get("ONEBIT_HOME") or Path(__file__).resolve().parents[2]).resolve()
 DATA = ROOT / "data"  # downloaded data sets (ignored by git)
 RELEASED = DATA / "released"  # committed results
 RUNS = DATA / "runs"  # results computed on this machine (ignored)

@@ -1,7 +1,7 @@
 """A trained network with its binary layers packed, for inference on the CPU."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -40,7 +40,9 @@ def to_packed(model: nn.Module, fold: bool = True) -> nn.Module:
         raise ValueError(f"to_packed needs the model on the CPU, it is on {', '.join(sorted(devices))}: model.cpu()")
     model = copy.deepcopy(model).eval()
     if isinstance(model, Quantized):  # a layer by itself has no parent to be replaced in
-        return to_packed(nn.Sequential(model), fold)[0]
+        wrapped = to_packed(nn.Sequential(model), fold)
+        wrapped[0].packed_report = [replace(row, name="") for row in wrapped.packed_report]
+        return wrapped[0]
     report = [_pack(model, name, layer) for name, layer in weight_layers(model).items()]
     if all(row.became == "dense" for row in report):
         reasons = ", ".join(sorted({row.why for row in report})) or "it has no layers"

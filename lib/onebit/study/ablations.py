@@ -31,7 +31,7 @@ TWINS = {"W1A32 +LRM": "EBB transition 0"}
 # whose first samples notebook 07 shows
 PICTURED = ("float, trained on", "W1A32 base", "W1A32 +EBB +LRM", "GroupNorm W1A32 base", "W1A1 XNOR++", "W1A1 XNOR",
             "W1A1 BiDM")
-DRAWN_TWICE = ("GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 BiDM")  # of those, with noise at every step as well
+PICTURED_NOISED = ("GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 BiDM")  # of those, with noise at every step as well
 # which finish noised images, by either kind of sampler
 FINISHING = ("float, trained on", "W1A32 base", "GroupNorm W1A32 base", "W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 DoReFa",
              "W1A1 BiDM")
@@ -151,7 +151,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
         yield drawing(run, source.request, shown=False)
         if row.label in PICTURED and run.seed == first:
             yield drawing(run, pictured(study))
-        if row.label in DRAWN_TWICE and run.seed == first:
+        if row.label in PICTURED_NOISED and run.seed == first:
             yield drawing(run, pictured(study, study.stochastic(run).request.sampler))
         for family in families_of(row, run):
             entry = evaluation.entry(family, source, study.protocol)
