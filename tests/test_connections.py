@@ -317,6 +317,20 @@ def test_bad_options_are_refused():
         attach(model, ("up.*",))
 
 
+def test_connections_take_nobodys_place():
+    class Own(Toy):
+        def __init__(self):
+            super().__init__()
+            self.connections = nn.Linear(1, 1)
+
+    model = Own()
+    layer = model.connections
+    for add in (lambda: attach(model, ("up.*",)), lambda: quantize(model, "weights=xnor connections=tbs:up.*")):
+        with pytest.raises(ValueError, match="Own has an attribute `connections` of its own"):
+            add()
+    assert model.connections is layer and not model._forward_pre_hooks
+
+
 def test_a_call_without_time_a_foreign_cache_and_a_mode_within_a_mode_are_refused():
     model = toy()
     model.forward = lambda x, timestep=None: Toy.forward(model, x, timestep)

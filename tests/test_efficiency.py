@@ -74,6 +74,20 @@ def test_a_weight_that_two_layers_share_is_stored_once():
     assert account(pair, torch.zeros(1, 5)).complete.bytes == 4 * (25 + 5 + 5)
 
 
+def test_a_quantized_layer_may_be_given_its_input_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    model = ByName()
+    quantize(model, "weights=xnor")
+    assert account(model, torch.zeros(2, 3)).network.macs == 30
+
+
 def test_a_layer_that_does_not_run_costs_nothing_but_its_size():
     class Idle(nn.Module):
         def __init__(self):

@@ -82,6 +82,26 @@ def test_connections_cost_two_operations_per_element_of_a_site():
     assert found.complete.ops - plain.complete.ops == 2 * elements and found.network == plain.network
 
 
+def test_connections_inside_a_wrapper_count_and_a_layer_of_that_name_is_none():
+    alone = nets.build("unet", 8)
+    example = torch.zeros(1, 1, 28, 28), torch.zeros(1)
+    attach(alone, ("up.[01]",))
+    want, found = account(alone, example), account(nn.DataParallel(alone), example)
+    assert (found.connection_flops, found.connection_bytes) == (want.connection_flops, want.connection_bytes)
+    assert found.complete == want.complete
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.connections = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.connections(x)
+
+    found = account(Own(), torch.zeros(1, 3))
+    assert found.connection_bytes == 0 and found.network.bytes == 4 * 12
+
+
 # source 000 at width 64, from its layer sizes (methods 7.3) ----------------------------------------------------------
 
 BINARY = 368_640 + 737_280 + 184_320  # down conv1, down conv2, up conv2

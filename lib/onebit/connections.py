@@ -151,12 +151,23 @@ def connections_of(model: nn.Module) -> Connections | None:
     return next((module for module in model.modules() if isinstance(module, Connections)), None)
 
 
+def site_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The sites of a network's connections by name: modules of what the connections were attached to, which a wrapper
+    may hold; {} if there are none."""
+    connections = connections_of(model)
+    if connections is None:
+        return {}
+    host = next(module for module in model.modules() if connections in module.children())
+    return {name: host.get_submodule(name) for name in connections.sites}
+
+
 def attach(model: nn.Module, patterns: Iterable[str] = UP_BLOCKS, **options) -> Connections:
     """Add `Connections(sites, **options)` to the model as `model.connections`, on every module that matches.
 
     The model is then called as (x, timestep), the timestep by position or by name.
 
-    Raises    ValueError as Connections, for patterns that match nothing, or for a model that has connections.
+    Raises    ValueError as Connections, for patterns that match nothing, or for a model that has connections, or an
+              attribute of that name.
     """
     connections = _made_for(model, patterns, **options)
     install(model, connections)
@@ -176,6 +187,9 @@ def _made_for(model: nn.Module, patterns: Iterable[str], **options) -> Connectio
     """Connections for the modules that match; the model is not touched yet."""
     if connections_of(model) is not None:
         raise ValueError("the model has connections already; build a new one for others")
+    if hasattr(model, "connections"):
+        raise ValueError(f"{type(model).__name__} has an attribute `connections` of its own, where these would go: "
+                         "give that another name, or use a recipe with connections=none")
     return Connections(matching(model, patterns), **options).to(next(model.parameters()).device)
 
 

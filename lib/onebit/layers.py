@@ -1,5 +1,8 @@
 """Layers whose weight, input and output go through quantizers; made out of float layers by changing their class."""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,6 +92,8 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Layers inside a quantized layer (its quantizers' own small networks) do not count.
     """
+    if isinstance(model, Quantized):
+        return {"": model}
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, tuple(SWAPS))}
     inside = tuple(f"{name}." for name, layer in found.items() if isinstance(layer, Quantized))
     return {name: layer for name, layer in found.items() if not name.startswith(inside)} if inside else found
@@ -97,3 +102,33 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that have been swapped, by name."""
     return {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, Quantized)}
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode, without gradient; then each of its modules is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}  # of each: a frozen norm must stay frozen
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def without_quantizers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it the layers compute as float ones, with their latent weights: no rule takes its start from what runs."""
+    quantized = [layer for layer in layers if isinstance(layer, Quantized)]
+    for layer in quantized:
+        layer.forward = _float_forward(layer)
+    try:
+        yield
+    finally:
+        for layer in quantized:
+            del layer.forward
+
+
+def _float_forward(layer: Quantized) -> Callable[..., Tensor]:
+    return lambda input, *arguments, **named: layer.linear_map(input, layer.weight, layer.bias, *arguments, **named)

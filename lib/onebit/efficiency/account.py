@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..audit import FLOAT_BITS, audit
+from ..connections import connections_of
 from ..layers import Quantized
 from .costs import LayerCost, Total
 from .overheads import MIXING, overheads
@@ -118,7 +119,7 @@ def account(
     size = float_bits / BYTE
     stored: set[int] = set()  # parameters by identity: one that two layers share is stored once
     rows = [_row(name, layer, found.uses[name], size, stored) for name, layer in layers.items()]
-    connections = getattr(model, "connections", None)
+    connections = connections_of(model)
     alphas = list(connections.parameters()) if connections is not None else []
     rest = _unseen([p for p in model.parameters() if id(p) not in {id(a) for a in alphas}], stored)
     return Account(

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..audit import check_countable
-from ..layers import Quantized, weight_layers
+from ..connections import site_modules
+from ..layers import in_eval_mode, weight_layers, without_quantizers
 from ..taps import first
 
 Example = Tensor | tuple | dict
@@ -88,7 +89,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
     layers = counted_layers(model)
     found = Trace({name: Use() for name in layers})
     with contextlib.ExitStack() as stack:
-        for context in (_eval_mode(model), _without_quantizers(layers), _hooks(model, layers, found), _plain_kernels()):
+        for context in (in_eval_mode(model), without_quantizers(layers.values()), _hooks(model, layers, found),
+                        _plain_kernels()):
             stack.enter_context(context)
         counter = stack.enter_context(FlopCounterMode(display=False))
         _run(model, example)
@@ -122,34 +124,6 @@ def _shown(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}  # of each: a frozen norm must stay frozen
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _without_quantizers(layers: dict[str, nn.Module]) -> Iterator[None]:
-    quantized = [layer for layer in layers.values() if isinstance(layer, Quantized)]
-    for layer in quantized:
-        layer.forward = _linear_map(layer)
-    try:
-        yield
-    finally:
-        for layer in quantized:
-            del layer.forward
-
-
-def _linear_map(layer: nn.Module) -> Callable[..., Tensor]:
-    return lambda x, *args, **kwargs: layer.linear_map(x, layer.weight, layer.bias, *args, **kwargs)
-
-
-@contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Attention as two batched products, on every device: fused kernels of some devices are not counted."""
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -166,8 +140,7 @@ def _hooks(model: nn.Module, layers: dict[str, nn.Module], found: Trace) -> Iter
     modules = dict(model.named_modules())
     handles = [layer.register_forward_hook(_use(found.uses[name]), with_kwargs=True) for name, layer in layers.items()]
     handles += [m.register_forward_hook(_norm(found)) for m in modules.values() if isinstance(m, NORMS)]
-    sites = getattr(getattr(model, "connections", None), "sites", ())
-    handles += [modules[name].register_forward_hook(_site(found, name)) for name in sites]
+    handles += [site.register_forward_hook(_site(found, name)) for name, site in site_modules(model).items()]
     try:
         yield
     finally:
