@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torchvision.models import resnet18
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from onebit import nets
 from onebit.audit import audit
@@ -631,3 +634,90 @@ def test_only_limits_the_ends_too():
     model = nets.build("unet", 4)
     quantize(model, "weights=xnor only=mid.* ends=int8")
     assert all(name.startswith("mid.") for name in quantized_layers(model))
+
+
+class ByWeight(nn.Module):
+    """Calls one of its two layers and computes with the weight of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, timestep):
+        return F.linear(self.called(x), self.read.weight)
+
+
+class FirUpsample2D(ByWeight):  # as diffusers names one
+    pass
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.Sequential(ShiftedWindowAttention(8, [2, 2], [0, 0], 2)),
+    lambda: nn.Sequential(ShiftedWindowAttentionV2(8, [2, 2], [0, 0], 2)),
+    lambda: nn.Sequential(ShiftedWindowAttention3d(8, [2, 2, 2], [0, 0, 0], 2))])
+def test_layers_that_swins_attention_does_not_call_are_refused_by_name(make):
+    model = make()
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"cannot quantize 0\.qkv: ShiftedWindowAttention.* never calls it.*`keep`"):
+        quantize(model, "weights=xnor")
+    assert same(before, everything(model))
+    model.append(nn.Linear(8, 8))
+    quantize(model, "weights=xnor keep=*qkv|*proj")
+    assert not {"0.qkv", "0.proj"} & set(quantized_layers(model)) and "1" in quantized_layers(model)
+
+
+def test_a_subclass_of_a_module_that_calls_no_layer_is_known_too():
+    class Own(FirUpsample2D):
+        pass
+
+    with pytest.raises(ValueError, match="cannot quantize called: Own"):
+        quantize(Own(), "weights=xnor")
+
+
+@pytest.mark.parametrize("activations", ["none", "lsq:4", "xnor++"])
+def test_an_example_that_leaves_a_quantized_layer_uncalled_warns_of_it(activations):
+    how, example = f"weights=sign activations={activations}", (torch.randn(3, 4), torch.arange(3))
+    with pytest.warns(UserWarning, match=r"the example did not call read: .* `keep`"):
+        quantize(ByWeight(), how, example)
+    with warnings.catch_warnings(action="error"):
+        model = ByWeight()
+        quantize(model, f"{how} keep=read", example)
+        quantize(ByWeight(), how, example, prepare=False)
+    assert model.train()(*example).isfinite().all()
+
+
+def test_an_example_leaves_rules_to_their_first_batch_and_random_numbers_where_they_are():
+    class Noisy(Timed):
+        def forward(self, x, timestep):
+            return super().forward(x + torch.randn_like(x), timestep)
+
+    torch.manual_seed(0)
+    model = Noisy(nn.Linear(4, 4), nn.Linear(4, 4))
+    state = torch.get_rng_state()
+    quantize(model, "weights=xnor activations=lsq:4", (torch.randn(3, 4, generator=torch.Generator()), torch.arange(3)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(layer.activation.initialised for layer in quantized_layers(model).values())
+
+
+def test_rules_per_output_pixel_may_stand_between_ends_that_wait_for_a_training_batch():
+    model = nets.build("unet", 4)
+    quantize(model, "xnorpp-w1a1 ends=int8", EXAMPLE)
+    assert model(*EXAMPLE).isfinite().all()
+
+
+def test_a_layer_that_runs_twice_a_pass_is_prepared_by_its_first_call():
+    """As the embedder that both blocks of a DiT share."""
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    model = Timed(layer, nn.Linear(4, 4), layer)
+    quantize(model, "weights=sign activations=xnor++", (x, torch.arange(3)))
+    rule = layer.activation
+    torch.testing.assert_close(rule.alpha.detach(), rule.weight_scale * x.abs().mean())
+    assert model(x, torch.arange(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["weights=xnor activations=tdq:4", "weights=xnor outputs=shortcut:convolve=True"])
+def test_a_network_that_is_one_layer_lists_no_layers_of_its_quantizers(how):
+    layer = nn.Conv2d(4, 8, 3)
+    report = quantize(layer, how)
+    assert [row.name for row in report.layers] == [""] and list(quantized_layers(layer)) == [""]
+    assert report.parameters == 4 * 8 * 9 + 8

@@ -1,5 +1,6 @@
 """What is quantized where: recipes, by name or spelt out, and `quantize`, which swaps layers of any torch module."""
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -11,7 +12,7 @@ from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
 from .connections import CONNECTIONS, install
 from .errors import unknown
-from .layers import SWAPS, Quantized, quantized_layers, weight_layers
+from .layers import SWAPS, Quantized, in_eval_mode, quantized_layers, weight_layers, without_quantizers
 from .quantizers import ActivationRule, Clock, WeightRule, activation_rule, output_rule, weight_rule
 from .quantizers import spec as specs
 from .taps import reached
@@ -20,6 +21,9 @@ TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*")  # ours, the papers',
 HIGH_RESOLUTION = tuple(  # BinaryDM's place for EBB: blocks at full and half resolution, on both sides
     (pattern, "ebb") for pattern in ("down.[01].*", "up.[12].*", "down_blocks.[01].*", "up_blocks.[23].*")
 )
+# torchvision's and diffusers' modules that compute with the weights of their own layers and do not call these
+READ_WEIGHTS = {"ShiftedWindowAttention", "ShiftedWindowAttention3d", "FirUpsample2D", "FirDownsample2D",
+                "HunyuanDiTAttentionPool"}
 STRICT = Recipe(weights="centred", keep=("*time*",), ends="float")
 BASE = Recipe(weights="learned-scale", keep=TIME_MLP, ends="int8")  # the BinaryDM baseline
 W1A1 = Recipe(weights="xnor", activations="xnor", keep=TIME_MLP, ends="float")
@@ -78,15 +82,16 @@ def quantize(
 ) -> Audit:
     """Quantize `model` in place by a recipe, its name or its text, and say what became of each layer.
 
-    `example` is an input of the model (images and timesteps); only rules with one parameter per output pixel
-    ("xnor++") need it, and not with `prepare=False`, for a model whose state is loaded next.  Rules initialise what
-    they learn about weights from the weights the model has now, and what they learn about inputs from the first
-    training batch.  The model remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
+    `example` is an input of the model (images and timesteps), on which it is run once to warn of quantized layers that
+    are not called; only rules with one parameter per output pixel ("xnor++") need it.  With `prepare=False`, for a
+    model whose state is loaded next, it is not run.  Rules initialise what they learn about weights from the weights
+    the model has now, and what they learn about inputs from the first training batch.  The model remembers its recipe
+    as `model.recipe`.  A model that is refused stays as it was.
 
     Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
               to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
-              rules, connections that cannot be made, or a missing example; whatever the model raises for an `example`
-              that is none of its inputs.
+              rules or that its parent is known not to call, connections that cannot be made, or a missing example;
+              whatever the model raises for an `example` that is none of its inputs.
     """
     how = recipe(how) if isinstance(how, str) else how
     layers = weight_layers(model)
@@ -94,10 +99,11 @@ def quantize(
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         clock = Clock()
-        parts = _build(layers, _choose(list(layers), how), clock)  # everything before the first swap
+        chosen = _choose(list(layers), how)
+        _check_called(model, {layers[name]: name for name in chosen})
+        parts = _build(layers, chosen, clock)  # everything before the first swap
         connections = specs.build("connections", CONNECTIONS, how.connections, model)
-        unprepared = [layers[name] for name, own in parts.items() if prepare and hasattr(own["activation"], "prepare")]
-        if unprepared and example is None:
+        if prepare and example is None and any(hasattr(own["activation"], "prepare") for own in parts.values()):
             raise ValueError("this recipe has parameters per output pixel: give quantize an `example` (images, "
                              "timesteps)")
         with ExitStack() as undo:
@@ -108,8 +114,8 @@ def quantize(
                 undo.callback(model.register_forward_pre_hook(clock, with_kwargs=True).remove)
             if connections is not None:
                 _install_connections(model, connections, undo)
-            if unprepared:
-                _prepare(model, unprepared, example)
+            if prepare and example is not None:
+                _rehearse(model, {layers[name]: name for name in parts}, example)
             undo.pop_all()  # it has come about: nothing is undone
     model.recipe = how
     return audit(model)
@@ -166,6 +172,15 @@ def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple
     return parts
 
 
+def _check_called(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
+    for parent in model.modules():
+        kinds = {kind.__name__ for kind in type(parent).__mro__} & READ_WEIGHTS
+        for layer in parent.children() if kinds else ():
+            if layer in chosen:
+                raise ValueError(f"cannot quantize {chosen[layer]}: {type(parent).__name__} computes with its `weight` "
+                                 "and never calls it, so that it would stay float; name it in `keep`")
+
+
 def _check_kind(name: str, layer: nn.Module) -> None:
     if type(layer) not in SWAPS:
         kind = type(layer).__name__
@@ -217,19 +232,29 @@ def _install_connections(model: nn.Module, connections: nn.Module, undo: ExitSta
     undo.callback(delattr, model, "connections")
 
 
-def _prepare(model: nn.Module, waiting: list[nn.Module], example: tuple[Tensor, Tensor]) -> None:
-    """Show the activation rule of every waiting layer one input and output of it, in the order of execution."""
-    handles = [layer.register_forward_pre_hook(_preparing, with_kwargs=True) for layer in waiting]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+def _rehearse(model: nn.Module, layers: dict[nn.Module, str], example: tuple[Tensor, Tensor]) -> None:
+    """Run the model once on the example.  Rules with parameters per output pixel are made by their layer's first call,
+    in the order of execution; the other layers compute in float, since their rules may wait for a training batch."""
+    called = set()
+
+    def meet(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        if layer in waiting and layer not in called:
+            _preparing(layer, arguments, named)
+        called.add(layer)
+
+    waiting = {layer for layer in layers if hasattr(layer.activation, "prepare")}
+    handles = [layer.register_forward_pre_hook(meet, with_kwargs=True) for layer in layers]
     try:
-        with torch.no_grad():
+        with (in_eval_mode(model), without_quantizers(set(layers) - waiting),
+              torch.random.fork_rng(devices=[], enabled=not waiting)):  # a pass that makes nothing leaves no trace
             model(*example)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
+    idle = [name for layer, name in layers.items() if layer not in called]
+    if idle:
+        warnings.warn(f"the example did not call {', '.join(idle)}: where a parent computes with the `weight` of such "
+                      "a layer itself, it stays float; name it in `keep`", stacklevel=3)
 
 
 def _preparing(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
