@@ -433,7 +433,7 @@ GEOMETRY = {"3x3": (1, 1, False), "4x4 stride 2": (2, 1, False), "1x1": (1, 0, F
 def test_the_map_is_the_loops_map_borders_included(spec, kind):
     rule, layer, x = made(spec, kind)
     got = rule.scale_map(x)
-    want = map_by_loops(x.numpy(), rule.kernel[0, 0].detach().numpy(), *GEOMETRY[kind])
+    want = map_by_loops(x.numpy(), rule.kernel_for(x)[0, 0].detach().numpy(), *GEOMETRY[kind])
     np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-12)
     assert got.shape == (3, 1, *layer(x).shape[2:])
 
@@ -445,7 +445,7 @@ def test_any_geometry_gives_the_loops_map(size, stride, padding, transposed, see
     x = gaussian(2, 3, 6, 7, seed=seed)
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     rule = activation_rule("xnor", kind(3, 2, size, stride, padding).double(), None)
-    want = map_by_loops(x.numpy(), rule.kernel[0, 0].numpy(), stride, padding, transposed)
+    want = map_by_loops(x.numpy(), rule.kernel_for(x)[0, 0].numpy(), stride, padding, transposed)
     if want.size:
         np.testing.assert_allclose(rule.scale_map(x).numpy(), want, rtol=1e-12, atol=1e-15)
 

@@ -195,6 +195,24 @@ def test_saved_and_loaded_in_a_new_process_it_computes_the_same_bits(rule, tmp_p
     assert out.stdout.strip() == here.numpy().tobytes().hex()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("assign", [True, False])
+def test_built_without_memory_a_network_computes_what_the_loaded_state_says(name, assign):
+    want = quantized_net(name)[0]
+    want(*EXAMPLE)  # a first batch, for the rules that wait for one
+    want.eval()
+    with torch.device("meta"):
+        model = nets.build("unet", 4)
+    quantize(model, name, prepare=False)
+    if not assign:
+        model.to_empty(device="cpu")
+        for value in (*model.parameters(), *model.buffers()):
+            value.data.fill_(7)  # what memory happens to hold
+    model.load_state_dict(want.state_dict(), assign=assign)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(*EXAMPLE), want(*EXAMPLE))
+
+
 def test_learned_scales_are_trained_saved_and_not_counted_as_the_networks_parameters():
     model = nets.build("unet", 4)
     n = sum(p.numel() for p in model.parameters())

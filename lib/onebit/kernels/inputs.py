@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..quantizers.activations import DoReFaActivation, Insta, LSQActivation, ReSTESign, RSign, Sign
@@ -150,6 +151,6 @@ class InputPacker(nn.Module):
             return Packed(frame, magnitude=magnitude, kernel=ONE)
         if isinstance(rule, MapRule) and rule.spatial:
             bias = getattr(rule, "bias", None)
-            return Packed(frame, magnitude=magnitude, kernel=flat(rule.kernel),
+            return Packed(frame, magnitude=magnitude, kernel=flat(rule.kernel_for(torch.from_numpy(magnitude))),
                           map_bias=NO_BIAS if bias is None else np.float32(bias.item()))
         return Packed(frame)

@@ -82,9 +82,6 @@ class Grouped(WeightRule):
         self.inputs = weight.numel() // self.channels
         self.group = min(at_least("group", group, 1), self.inputs)
         self.groups = math.ceil(self.inputs / self.group)
-        sizes = torch.full((self.groups,), self.group, device=weight.device)
-        sizes[-1] = self.inputs - self.group * (self.groups - 1)
-        self.register_buffer("sizes", sizes, persistent=False)  # weights per group of a channel
 
     @property
     def scale_bits(self) -> int:
@@ -101,7 +98,8 @@ class Grouped(WeightRule):
         return rows.reshape(w.movedim(self.out_dim, 0).shape).movedim(0, self.out_dim)
 
     def group_mean(self, w: Tensor) -> Tensor:
-        return self.split(w).sum(-1) / self.sizes
+        before = self.group * torch.arange(self.groups, device=w.device)  # no buffer, which would stay on meta
+        return self.split(w).sum(-1) / (self.inputs - before).clamp_max(self.group)
 
 
 def half(scale: Tensor) -> Tensor:

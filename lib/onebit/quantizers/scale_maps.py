@@ -24,6 +24,7 @@ class MapRule(ActivationRule):
         if layer.groups != 1 or layer.padding_mode != "zeros":
             raise ValueError(f"a scale map needs groups=1 and padding_mode='zeros', got groups={layer.groups}, "
                              f"padding_mode={layer.padding_mode!r}: use a rule without a map ('sign') here")
+        self.size = layer.kernel_size
         self.geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         self.transposed = isinstance(layer, nn.ConvTranspose2d)
         if self.transposed:
@@ -38,28 +39,32 @@ class MapRule(ActivationRule):
 class MagnitudeMap(MapRule):
     """What XNOR-Net's and BiDM's share: sign, with a map S = k * A + bias of the input's mean magnitude A.
 
-    A subclass has `threshold` (C,), `kernel` (1, 1, kh, kw) and `bias` (1,), each of them or None, and an `estimator`.
+    A subclass has `threshold` (C,), `kernel` (1, 1, kh, kw) and `bias` (1,), each of them or None, and an `estimator`;
+    or its own `kernel_for`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return sign(x if self.threshold is None else x - self.per_channel(self.threshold), self.estimator)
 
+    def kernel_for(self, x: Tensor) -> Tensor:
+        """k for inputs like x."""
+        return self.kernel
+
+    def box(self, x: Tensor) -> Tensor:
+        """Kernel of a plain mean, (1, 1, kh, kw), of x's type: 1/(kh kw); for a transposed layer times the product of
+        its strides, because so many fewer inputs reach an output: the mean over those that do."""
+        reached = math.prod(self.geometry["stride"]) if self.transposed else 1
+        return torch.full((1, 1, *self.size), reached / math.prod(self.size), device=x.device).to(x.dtype)
+
     def scale_map(self, x: Tensor) -> Tensor | None:
-        return self.slide(x.abs().mean(1, keepdim=True), self.kernel, self.bias)
+        magnitude = x.abs().mean(1, keepdim=True)
+        return self.slide(magnitude, self.kernel_for(magnitude), self.bias)
 
     def with_scale_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if not (self.spatial and self.estimator in fused.POLYNOMIAL and fused.in_one_pass(x)):
             return super().with_scale_map(x)
         signs, magnitude = fused.Binarize.apply(x, self.threshold, self.estimator)
-        return signs, self.slide(magnitude, self.kernel, self.bias)
-
-
-def box(layer: nn.Module) -> Tensor:
-    """Kernel of a plain mean, (1, 1, kh, kw): 1/(kh kw); for a transposed layer times the product of its strides,
-    because so many fewer inputs reach an output: the mean over those that do."""
-    taps = math.prod(layer.kernel_size)
-    reached = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose2d) else 1
-    return torch.full((1, 1, *layer.kernel_size), reached / taps).to(layer.weight)
+        return signs, self.slide(magnitude, self.kernel_for(magnitude), self.bias)
 
 
 class XNORMap(MagnitudeMap):
@@ -80,8 +85,10 @@ class XNORMap(MagnitudeMap):
 
     def __init__(self, layer: nn.Module, clock: Clock | None):
         super().__init__(layer, clock)
-        self.register_buffer("kernel", box(layer) if self.spatial else None, persistent=False)
         self.threshold = self.bias = None
+
+    def kernel_for(self, x: Tensor) -> Tensor:
+        return self.box(x)  # no buffer: of a network built on meta that would stay there when a state is loaded
 
     def scale_map(self, x: Tensor) -> Tensor:
         return super().scale_map(x) if self.spatial else x.abs().mean(-1, keepdim=True)
@@ -111,7 +118,7 @@ class BiDMMap(MagnitudeMap):
                  learn: bool = True):
         super().__init__(layer, clock)
         self.threshold = nn.Parameter(layer.weight.new_zeros(self.channels)) if threshold else None
-        self.kernel = nn.Parameter(box(layer), requires_grad=learn) if self.spatial else None
+        self.kernel = nn.Parameter(self.box(layer.weight), requires_grad=learn) if self.spatial else None
         self.bias = nn.Parameter(self._first_bias()) if bias and self.spatial else None
 
     def _first_bias(self) -> Tensor:
