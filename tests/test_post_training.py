@@ -162,6 +162,40 @@ def test_what_cannot_be_fitted_is_refused(model, message):
         fit(model)
 
 
+def test_layers_that_share_a_weight_are_refused_and_left_as_they_are():
+    """The second fit would overwrite the latent weight of the first."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    model[3].weight = model[0].weight
+    reference = deepcopy(model)
+    quantize(model, "weights=lsq:4")
+    before = model[0].weight.detach().clone()
+    for given in ((), (reference, [(torch.randn(8, 4),)])):
+        with pytest.raises(ValueError, match=r"cannot fit 3: it shares its weight with 0; .*`keep`"):
+            fit(model, *given)
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_not_finite_is_refused_by_name(rule, bad):
+    sound = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    broken = deepcopy(sound)
+    broken[1].weight.data[0, 0] = bad
+    x = torch.randn(8, 4)
+    model = deepcopy(broken)
+    quantize(model, f"weights={rule}")
+    for given in ((), (sound, [(x,)])):
+        with pytest.raises(ValueError, match="cannot fit 1: its weight holds NaN or infinity"):
+            fit(model, *given)
+    model = deepcopy(sound)
+    quantize(model, f"weights={rule}")
+    with pytest.raises(ValueError, match="cannot fit the reference's 1: its weight holds NaN"):
+        fit(model, broken, [(x,)])
+    x[0, 0] = bad
+    with pytest.raises(ValueError, match="cannot fit 0: its inputs are not finite"):
+        fit(model, sound, [(x,)])
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

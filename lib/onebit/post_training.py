@@ -41,9 +41,9 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
                 timesteps, as (x_t, timestep), and what it is conditioned on
 
     Raises    ValueError for a model that is not quantized or in training mode, a rule or a layer that cannot be
-              fitted (groups; on inputs, one whose input or output is quantized too), a reference that is quantized,
-              inputs that are no list of batches or come without a reference, or layers that they do not reach, or
-              reach twice.
+              fitted (groups; layers that share a weight; on inputs, one whose input or output is quantized too), a
+              reference that is quantized, weights or inputs that are not finite, inputs that are no list of batches
+              or come without a reference, or layers that they do not reach, or reach twice.
     Source    GPTQ (arXiv:2210.17323) section 3; the quantized network's inputs against the float network's outputs as
               in AdaRound (arXiv:2004.10568); the bias as in Nagel et al. 2019 (arXiv:1906.04721) section 4.2.
     """
@@ -61,7 +61,11 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
                 return ((patches(layer, x), patches(layer, own[0]))
                         for x, own in zip(originals[name], running, strict=True))
 
-            _fit_layer(layers[name], reference.get_submodule(name), given)
+            try:
+                _fit_layer(layers[name], reference.get_submodule(name), given)
+            except torch.linalg.LinAlgError as error:
+                raise ValueError(f"cannot fit {name}: its inputs are not finite, or too large for their squares to be; "
+                                 "give others") from error
 
 
 def _fit_layer(layer: Quantized, original: nn.Module, given: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
@@ -132,7 +136,15 @@ def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module 
     if changed:
         raise ValueError(f"reference must be the float network, but its {next(iter(changed))} is quantized: copy it "
                          "before quantize")
+    owners: dict[int, str] = {}  # of weights by identity
     for name, layer in layers.items():
+        owner = owners.setdefault(id(layer.weight), name)
+        if owner != name:  # the second fit would overwrite the first
+            raise ValueError(f"cannot fit {name}: it shares its weight with {owner}; name both in the recipe's `keep`, "
+                             "or give each a copy of its own")
+        _check_finite(name, layer)
+        if inputs:
+            _check_finite(f"the reference's {name}", reference.get_submodule(name))
         if inputs and (layer.activation is not None or layer.outputs):
             raise ValueError(f"cannot fit {name} on inputs: its input or output is quantized too, which the fit leaves "
                              "out; quantize weights alone (activations=none, no outputs), or fit without inputs")
@@ -144,6 +156,12 @@ def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module 
             raise ValueError(f"cannot fit {name}: LSQ with one step for the layer; use one per channel")
         if getattr(layer, "groups", 1) != 1:
             raise ValueError(f"cannot fit {name}: groups={layer.groups}; name it in the recipe's `keep`")
+
+
+def _check_finite(name: str, layer: nn.Module) -> None:
+    if not layer.weight.isfinite().all():
+        raise ValueError(f"cannot fit {name}: its weight holds NaN or infinity; train it again with a lower learning "
+                         "rate")
 
 
 def _check_inputs(inputs: Inputs) -> None:
