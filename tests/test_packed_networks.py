@@ -9,8 +9,10 @@ from torch import nn
 from weight_tools import gaussian
 
 from onebit import nets
+from onebit.distill import L2
 from onebit.frozen import frozen
 from onebit.layers import quantized_layers
+from onebit.objective import Objective
 from onebit.packing import Stored, load_packed, save_packed
 from onebit.recipes import RECIPES, audit, quantize
 from onebit.sampling import sample_batch
@@ -188,6 +190,67 @@ def test_packed_weights_run_in_the_popcount_kernels(tmp_path):
     pytest.importorskip("onebit.kernels")
     _, path = packed(tmp_path, "xnor-w1a1", width=8)
     torch.testing.assert_close(output(load_packed(path, kernels=True)), output(load_packed(path)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["resnet", object(), {"name": "unet", "width": 4}])
+@pytest.mark.parametrize("how", ["fp16", "weights=xnor"])
+def test_a_network_of_ones_own_may_call_anything_its_architecture(architecture, how, tmp_path):
+    model, x = own().eval(), gaussian(2, 1, 8, 8, dtype=torch.float32)
+    model.architecture = architecture
+    if how == "fp16":
+        model.recipe = "a float network's own"
+    else:
+        quantize(model, how)
+    save_packed(model, tmp_path / "own", exact=True)
+    with pytest.raises(ValueError, match=r"Sequential that nets\.build did not make; give load_packed a new"):
+        load_packed(tmp_path / "own")
+    assert torch.equal(load_packed(tmp_path / "own", own())(x), model(x))
+
+
+def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):
+    class Stateful(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = nn.Sequential(nn.Linear(4, 4), Stateful(4, 4))
+    quantize(model, "weights=xnor keep=1")
+    with pytest.raises(ValueError, match=r"state 1\._extra_state is a dict, .*get_extra_state"):
+        save_packed(model, tmp_path / "m")
+
+
+def test_a_network_on_the_meta_device_is_not_filled(tmp_path):
+    model = own()
+    quantize(model, "weights=xnor")
+    save_packed(model, tmp_path / "own")
+    with torch.device("meta"):
+        empty = own()
+    with pytest.raises(ValueError, match="cannot be loaded: `model` lies on the meta device"):
+        load_packed(tmp_path / "own", empty)
+
+
+@pytest.mark.parametrize("how", ["strict-1bit", "xnor-w1a1"])
+def test_a_mapped_network_teaches_and_its_state_is_the_unpacked_ones(how, tmp_path):
+    _, path = packed(tmp_path, how)
+    dense, mapped = (load_packed(path, mapped=m) for m in (False, True))
+    assert all(torch.equal(value, dense.state_dict()[name]) for name, value in mapped.state_dict().items())
+    student, (x, t) = nets.build("unet", 4), pictures()
+    objectives = [Objective(teacher, L2(), 1.0) for teacher in (dense, mapped)]
+    assert objectives[0].told == objectives[1].told
+    losses = [objective(student, x, x.flip(0), t) for objective in objectives]
+    assert torch.equal(*losses)
+    assert all(layer.weight.is_meta for layer in quantized_layers(mapped).values())
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_single_layer_is_packed_without_its_latent_weight(mapped, tmp_path):
+    layer, x = nn.Conv2d(4, 6, 3), torch.randn(2, 4, 7, 7)
+    quantize(layer, "weights=lsq:2")
+    save_packed(layer.eval(), tmp_path / "layer", exact=True)
+    assert set(load_file(tmp_path / "layer")) == {"weight", "scales", "bias"}
+    torch.testing.assert_close(load_packed(tmp_path / "layer", nn.Conv2d(4, 6, 3), mapped)(x), layer(x))
 
 
 class Twice(nn.Module):

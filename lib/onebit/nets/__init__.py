@@ -11,7 +11,7 @@ from .unet import UNet
 
 NETS = {"resunet": ResUNet, "unet": UNet, "unet-group": partial(UNet, norm="group")}
 
-__all__ = ["NETS", "ResUNet", "UNet", "build"]
+__all__ = ["NETS", "ResUNet", "UNet", "architecture", "build"]
 
 
 def build(name: str, width: int, **options) -> nn.Module:
@@ -31,3 +31,8 @@ def build(name: str, width: int, **options) -> nn.Module:
     net = NETS[name](width, **options)
     net.architecture = {"name": name, "width": width, **options}
     return net
+
+
+def architecture(net: nn.Module) -> dict | None:
+    """What `build` made the network from; None for one it did not make, whatever that calls its `architecture`."""
+    return getattr(net, "architecture", None) if type(net) in (ResUNet, UNet) else None

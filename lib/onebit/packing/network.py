@@ -34,13 +34,14 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     1e-3 of their size in weight-only networks; where inputs are quantized too, some fall into another step.  With
     `exact` nothing is rounded: scales and everything else stay as they are, in a file about half as long again.
 
-    Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, or layers that are not as
-              `recipes.quantize` leaves them, whose recipe nobody knows.
+    Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, state that is no tensor
+              (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them, whose recipe nobody knows.
     """
     if ternary not in TERNARY:
         unknown("ternary", ternary, TERNARY)
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
-    layers, how = quantized_layers(model), getattr(model, "recipe", Recipe())
+    layers, how = quantized_layers(model), getattr(model, "recipe", None)
+    how = how if isinstance(how, Recipe) else Recipe()  # a float network may have another thing of that name
     if (how.weights == "none") != (not layers) or not all(isinstance(y.rule, WeightRule) for y in layers.values()):
         raise ValueError("the model's layers are not as recipes.quantize leaves them: quantize it with that, and pack "
                          "it before it is frozen or given kernels")
@@ -48,9 +49,9 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     tensors = {name: half(value) if value.is_floating_point() and not exact else value
                for name, value in _rest(model).items()}
     for name, one in packed.items():
-        tensors[f"{name}.{WEIGHT}"] = torch.from_numpy(one.data)
-        tensors[f"{name}.{SCALES}"] = torch.from_numpy(one.scales)
-    header = {"recipe": str(how), "net": getattr(model, "architecture", None), "class": type(model).__name__,
+        tensors[_key(name, WEIGHT)] = torch.from_numpy(one.data)
+        tensors[_key(name, SCALES)] = torch.from_numpy(one.scales)
+    header = {"recipe": str(how), "net": nets.architecture(model), "class": type(model).__name__,
               "layers": {name: _described(one) for name, one in packed.items()}}
     container.write(Path(path), header, tensors)
 
@@ -66,11 +67,14 @@ def load_packed(
     model       for a network that `nets.build` does not make: a new float one of the same structure, which is then
                 quantized and filled in place
     mapped      leave the weights packed, in the pages of the file, and unpack each layer's in every forward pass: the
-                same outputs with less memory, not in less time.  Stays on the CPU
+                same outputs with less memory, not in less time.  Stays on the CPU, its packed layers' `weight` on meta,
+                a mere shape (`state_dict` unpacks it).  A diffusers network names its first weight's device as its
+                own, and a pipeline follows it: for one, use a recipe that keeps the first layer
     kernels     compute with the bits themselves (`onebit.kernels`)
 
     Raises    FileNotFoundError; errors.CorruptFile for a damaged file or one that is no packed network; ValueError for
-              another version, a recipe or network this onebit does not know, or a network that the tensors do not fit.
+              another version, a recipe or network this onebit does not know, a `model` on the meta device, or a
+              network that the tensors do not fit.
     """
     if mapped and kernels:
         raise ValueError("mapped and kernels are two ways to compute: choose one")
@@ -81,6 +85,9 @@ def load_packed(
         _fill(model, {name: _undescribed(one) for name, one in header["layers"].items()}, tensors, mapped)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
+    if mapped:
+        for layer in quantized_layers(model).values():
+            layer.register_state_dict_post_hook(_unpacked)
     if kernels:
         from .. import kernels as fast  # compiles at import; only who asks for it waits
 
@@ -100,13 +107,29 @@ def _packed(name: str, layer: nn.Module, ternary: str, exact: bool) -> Packed:
     return packed
 
 
+def _key(layer: str, part: str) -> str:
+    """The name of a layer's part; a network that is one layer has no name."""
+    return f"{layer}.{part}" if layer else part
+
+
 def _rest(model: nn.Module) -> dict[str, Tensor]:
     """The state besides quantized weights and what their rules learned, which the scales hold; under every name of a
     layer that has several."""
     names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Quantized)]
-    weights, rules = {f"{name}.weight" for name in names}, tuple(f"{name}.rule." for name in names)
-    return {name: value for name, value in model.state_dict().items()
-            if name not in weights and not name.startswith(rules)}
+    weights, rules = {_key(name, "weight") for name in names}, tuple(_key(name, "rule.") for name in names)
+    found = {name: value for name, value in model.state_dict().items()
+             if name not in weights and not name.startswith(rules)}
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"state {name} is a {type(value).__name__}, and a packed file holds tensors alone: let "
+                             "get_extra_state return a tensor, or keep it elsewhere")
+    return found
+
+
+def _unpacked(layer: Quantized, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    """Hook of a mapped layer: its weight in a state dict, for who copies or compares one."""
+    if layer.weight.is_meta:
+        state[prefix + WEIGHT] = layer.quantized_weight()
 
 
 def _described(one: Packed) -> dict[str, Any]:
@@ -142,6 +165,9 @@ def _rebuilt(header: dict[str, Any], model: nn.Module | None) -> nn.Module:
                                  "one as `model`")
             with _Uninitialised():
                 model = nets.build(**header["net"])
+        elif any(tensor.is_meta for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
+            raise ValueError("`model` lies on the meta device, which holds no values: build it outside `with "
+                             "torch.device('meta')`")
         stand_in = replace(how, weights="sign", at=()) if how.weights != "none" else how  # a rule that learns nothing
         quantize(model, stand_in, prepare=False)
     model.recipe = how
@@ -151,10 +177,10 @@ def _rebuilt(header: dict[str, Any], model: nn.Module | None) -> nn.Module:
 def _fill(model: nn.Module, layers: dict[str, dict], tensors: dict[str, Tensor], mapped: bool) -> None:
     quantized = quantized_layers(model)
     _same("quantized layers", quantized, layers)
-    packed = {f"{name}.{part}": tensors.pop(f"{name}.{part}", None) for name in layers for part in (WEIGHT, SCALES)}
+    packed = {key: tensors.pop(key, None) for key in (_key(name, part) for name in layers for part in (WEIGHT, SCALES))}
     _same("tensors of packed layers", packed, {name for name, tensor in packed.items() if tensor is not None})
     for name, layer in quantized.items():
-        data, scales = (packed[f"{name}.{part}"].numpy() for part in (WEIGHT, SCALES))
+        data, scales = (packed[_key(name, part)].numpy() for part in (WEIGHT, SCALES))
         one = Packed(**layers[name], data=data if mapped else data.copy(), scales=scales.copy())
         _install(name, layer, one, mapped)
     try:
