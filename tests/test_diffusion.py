@@ -133,3 +133,15 @@ def test_an_output_that_holds_the_noise_as_its_sample_is_taken_like_the_noise():
     assert torch.equal(predict(wrapped, x0, t), answer.float())
     for loss in (noise_loss, image_losses):
         assert torch.equal(loss(wrapped, x0, noise, t), loss(bare, x0, noise, t))
+
+
+@pytest.mark.parametrize(("answer", "got"), [
+    (torch.zeros(2, 2, 4, 4), r"\(2, 2, 4, 4\)"), (SimpleNamespace(sample=torch.zeros(2, 2, 4, 4)), r"\(2, 2, 4, 4\)"),
+    ((torch.zeros(2, 1, 4, 4),), "a tuple"), ({"sample": torch.zeros(2, 1, 4, 4)}, "a dict"),
+])
+def test_an_output_that_is_not_the_noise_is_refused(answer, got):
+    """Twice the channels, for a learned variance, would be broadcast in a loss and in a sampler's last step."""
+    x0, t = images(2, 1, 4, 4), torch.tensor([10, 990])
+    for use in (lambda net: predict(net, x0, t), lambda net: noise_loss(net, x0, x0, t)):
+        with pytest.raises(ValueError, match=rf"Predicts must put out the noise .*\(2, 1, 4, 4\).* puts out {got}"):
+            use(Predicts(answer))

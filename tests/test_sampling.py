@@ -225,6 +225,16 @@ def test_an_image_that_is_not_finite_is_no_black_one(name, bad):
         sample(Broken(), [4, 7], shape=SHAPE, sampler=name, steps=2)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_network_that_predicts_a_variance_too_is_refused(name):
+    class Both(Toy):
+        def forward(self, x, timestep):
+            return super().forward(x, timestep).repeat(1, 2, 1, 1)
+
+    with pytest.raises(ValueError, match="Both must put out the noise"):
+        sample(Both(), 2, shape=SHAPE, sampler=name, steps=1)
+
+
 def test_an_error_in_one_thread_ends_the_others_and_gives_the_threads_back():
     before, calls = torch.get_num_threads(), []
 

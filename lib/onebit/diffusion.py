@@ -51,9 +51,16 @@ def predict(model: nn.Module, xt: Tensor, timestep: Tensor) -> Tensor:
     """The model's noise, in float32 whatever autocast makes of its output; diffusers' networks wrap theirs in `sample`.
 
     Shapes    xt (B, C, H, W), timestep (B,) int -> (B, C, H, W).
+    Raises    ValueError for an output of another kind or shape.
     """
     output = model(xt, timestep)
-    return (output if isinstance(output, Tensor) else output.sample).float()
+    noise = output if isinstance(output, Tensor) else getattr(output, "sample", output)
+    if not isinstance(noise, Tensor) or noise.shape != xt.shape:
+        got = tuple(noise.shape) if isinstance(noise, Tensor) else f"a {type(noise).__name__}"
+        raise ValueError(f"{type(model).__name__} must put out the noise in its input, {tuple(xt.shape)}, as a tensor "
+                         f"or as `sample`, but puts out {got}: wrap it in a module that returns this alone (the first "
+                         "of a tuple; without the channels of a learned variance)")
+    return noise.float()
 
 
 def noise_loss(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

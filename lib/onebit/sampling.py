@@ -121,8 +121,8 @@ def sample(
     Units     [-1, 1], clamped once at the end.
     Raises    ValueError as `scheduler`, for an empty or negative request, a shape that is not three positive sizes, a
               negative seed or a batch of no images, for a start that is not of these shapes or not finite floats, or
-              for remaining steps that are not 1..steps, have no start, or a sampler that builds on earlier ones;
-              Diverged for an image with NaN or infinity in it.
+              for remaining steps that are not 1..steps, have no start, or a sampler that builds on earlier ones, or
+              a model as `diffusion.predict`; Diverged for an image with NaN or infinity in it.
     """
     numbers = _numbers(indices)
     scheduler(sampler, steps)
@@ -236,7 +236,7 @@ def sample_batch(
     """The images of these numbers as one batch, by the network itself and none of its copies: hooks on it see it all.
 
     Shapes, Units    as `sample`, which checks its arguments and calls this; the model has to be in eval mode.
-    Raises           Diverged for an image with NaN or infinity in it.
+    Raises           ValueError as `diffusion.predict`; Diverged for an image with NaN or infinity in it.
     """
     device = _place(model)
     layout = torch.channels_last
