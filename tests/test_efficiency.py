@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18, vit_b_16
 
@@ -319,3 +320,9 @@ def test_a_tied_weight_is_audited_once():
     assert found.stored_bytes == 4096 / 8 + 2 * 2 * 64 == account(model, torch.randn(1, 64)).network.bytes
     assert found.bits_per_weight == 1 + 2 * 16 * 64 / 4096
     assert found.table().shared.tolist() == [False, True] and "shared" not in audit(chain()).table()
+
+
+def test_weights_that_a_parametrization_makes_are_shared_by_nobody():
+    """They are gone after each look, and the next may lie where the last lay."""
+    model = nn.Sequential(*(weight_norm(nn.Linear(8, 8)) for _ in range(9)), nn.Linear(8, 8))
+    assert not [row.name for row in audit(model).layers if row.shared]

@@ -95,6 +95,7 @@ def audit(model: nn.Module) -> Audit:
     rows, own, seen = [], 0, set()
     for name, layer in weight_layers(model).items():
         quantized = isinstance(layer, Quantized)
+        weight = layer._parameters.get("weight")  # None where a parametrization makes it anew for who looks
         rows.append(LayerBits(
             name=name,
             shape=tuple(layer.weight.shape),
@@ -102,9 +103,9 @@ def audit(model: nn.Module) -> Audit:
             weight_bits=layer.rule.weight_bits if quantized else FLOAT_BITS,
             activation_bits=layer.activation.activation_bits if quantized and layer.activation else FLOAT_BITS,
             scale_bits=layer.rule.scale_bits if quantized else 0,
-            shared=id(layer.weight) in seen,
+            shared=weight is not None and id(weight) in seen,
         ))
-        seen.add(id(layer.weight))
+        seen.add(id(weight))
         own += sum(p.numel() for p in layer.parameters()) - sum(
             p.numel() for p in layer.parameters(recurse=False)) if quantized else 0
     connections = connections_of(model)
