@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -124,6 +125,22 @@ def test_features_that_do_not_fit_together_are_refused(text):
     for student, teacher in (([one], [other]), ([one], [one, one]), ([], []), ([one[0]], [one[0]])):
         with pytest.raises(ValueError, match="one feature"):
             loss(student, teacher)
+
+
+def test_a_student_that_was_compiled_before_its_taps_is_named_with_the_mend():
+    net = lambda: nn.Sequential(OrderedDict(mid=nn.Conv2d(1, 2, 1), out=nn.Conv2d(2, 1, 1)))  # noqa: E731
+    student, teacher, x = torch.compile(net(), backend="eager"), net(), torch.ones(2, 1, 4, 4)
+    student(x)
+
+    def loss():
+        with Taps(student) as seen, Taps(teacher) as taught:
+            student(x), teacher(x)
+        return distillation("l2")(seen.features, taught.features)
+
+    with pytest.raises(ValueError, match=r"no block of the student .* torch\._dynamo\.reset\(\)"):
+        loss()
+    torch._dynamo.reset()
+    assert loss().isfinite()
 
 
 @pytest.mark.parametrize("text", [*DISTILLATIONS, "lrm:axis=width", "spd:gram=spatial,norm=batch"])

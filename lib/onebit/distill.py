@@ -39,6 +39,10 @@ class Distillation(nn.Module):
 
 
 def _check(student: list[Tensor], teacher: list[Tensor]) -> None:
+    if not student and teacher:
+        raise ValueError("no block of the student was seen to run: if torch.compile made it, it leaves out hooks that "
+                         "were not there in its first call; call torch._dynamo.reset() and go on, or distill the "
+                         "network that was compiled (student._orig_mod)")
     shapes = [[tuple(f.shape) for f in features] for features in (student, teacher)]
     if not student or shapes[0] != shapes[1] or any(len(shape) != 4 for shape in shapes[0]):
         raise ValueError("student and teacher need one feature (B, C, H, W) per block, of the same shapes; got "
