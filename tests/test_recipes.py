@@ -717,6 +717,20 @@ def test_an_example_leaves_rules_to_their_first_batch_and_random_numbers_where_t
     assert not any(layer.activation.initialised for layer in quantized_layers(model).values())
 
 
+def test_an_example_that_no_rule_needs_and_that_does_not_fit_is_no_error():
+    model = convolutions()
+    with pytest.warns(UserWarning, match=r"does not run on the example \(.*channels.*stay unnoticed"):
+        quantize(model, "weights=xnor activations=lsq:4", (GOOD[0][:, :1], GOOD[1]))
+    assert model.training and len(quantized_layers(model)) == 3 and model(*GOOD).isfinite().all()
+
+
+def test_a_compiled_network_keeps_nothing_of_the_example():
+    model = nets.build("unet", 4)
+    compiled = torch.compile(model, backend="eager")
+    quantize(compiled, "weights=xnor", EXAMPLE)
+    torch.testing.assert_close(compiled(*EXAMPLE), model(*EXAMPLE))
+
+
 def test_rules_per_output_pixel_may_stand_between_ends_that_wait_for_a_training_batch():
     model = nets.build("unet", 4)
     quantize(model, "xnorpp-w1a1 ends=int8", EXAMPLE)

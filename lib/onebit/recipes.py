@@ -1,6 +1,7 @@
 """What is quantized where: recipes, by name or spelt out, and `quantize`, which swaps layers of any torch module."""
 
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -91,7 +92,7 @@ def quantize(
     Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
               to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
               rules or that its parent is known not to call, connections that cannot be made, or a missing example;
-              whatever the model raises for an `example` that is none of its inputs.
+              whatever the model raises for an `example` that is none of its inputs, where rules need one.
     """
     how = recipe(how) if isinstance(how, str) else how
     layers = weight_layers(model)
@@ -233,8 +234,32 @@ def _install_connections(model: nn.Module, connections: nn.Module, undo: ExitSta
 
 
 def _rehearse(model: nn.Module, layers: dict[nn.Module, str], example: tuple[Tensor, Tensor]) -> None:
-    """Run the model once on the example.  Rules with parameters per output pixel are made by their layer's first call,
-    in the order of execution; the other layers compute in float, since their rules may wait for a training batch."""
+    """Run the model once on the example and warn of quantized layers that are not called.
+
+    Rules with parameters per output pixel are made by their layer's first call, in the order of execution; the other
+    layers compute in float, since their rules may wait for a training batch.  Where there are no such rules the pass
+    is a mere check, which must neither fail nor leave a trace.
+    """
+    waiting = {layer for layer in layers if hasattr(layer.activation, "prepare")}
+    own = model if waiting else getattr(model, "_orig_mod", model)  # torch.compile would keep what a check runs
+    try:
+        with torch.random.fork_rng(devices=[], enabled=not waiting):
+            called = _called(own, layers, waiting, example)
+    except Exception as error:
+        if waiting:
+            raise
+        warnings.warn(f"the model does not run on the example ({error}): layers that are never called stay unnoticed",
+                      stacklevel=3)
+        return
+    idle = [name for layer, name in layers.items() if layer not in called]
+    if idle:
+        warnings.warn(f"the example did not call {', '.join(idle)}: where a parent computes with the `weight` of such "
+                      "a layer itself, it stays float; name it in `keep`", stacklevel=3)
+
+
+def _called(model: nn.Module, layers: Iterable[nn.Module], waiting: set[nn.Module],
+            example: tuple[Tensor, Tensor]) -> set[nn.Module]:
+    """The layers that one pass calls, in eval mode; those in waiting are prepared."""
     called = set()
 
     def meet(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -242,19 +267,14 @@ def _rehearse(model: nn.Module, layers: dict[nn.Module, str], example: tuple[Ten
             _preparing(layer, arguments, named)
         called.add(layer)
 
-    waiting = {layer for layer in layers if hasattr(layer.activation, "prepare")}
     handles = [layer.register_forward_pre_hook(meet, with_kwargs=True) for layer in layers]
     try:
-        with (in_eval_mode(model), without_quantizers(set(layers) - waiting),
-              torch.random.fork_rng(devices=[], enabled=not waiting)):  # a pass that makes nothing leaves no trace
+        with in_eval_mode(model), without_quantizers(set(layers) - waiting):
             model(*example)
     finally:
         for handle in handles:
             handle.remove()
-    idle = [name for layer, name in layers.items() if layer not in called]
-    if idle:
-        warnings.warn(f"the example did not call {', '.join(idle)}: where a parent computes with the `weight` of such "
-                      "a layer itself, it stays float; name it in `keep`", stacklevel=3)
+    return called
 
 
 def _preparing(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
