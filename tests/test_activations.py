@@ -319,6 +319,29 @@ def test_a_first_batch_of_zeros_leaves_everything_finite(spec):
 # A2, A3, A5, ReSTE: signs --------------------------------------------------------------------------------------------
 
 
+def test_lsq_learns_its_step_after_a_first_batch_of_zeros():
+    rule = activation_rule("lsq:4", nn.Conv2d(2, 2, 3), None)
+    rule(torch.zeros(2, 2, 3, 3))
+    optimizer, x = torch.optim.Adam(rule.parameters(), 1e-2), gaussian(2, 2, 3, 3, dtype=torch.float32)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (rule(x) - x).square().mean().backward()
+        optimizer.step()
+    assert (rule(x) - x).abs().mean() < 0.2
+
+
+@pytest.mark.parametrize("spec", ["lsq:4", "tdq:4", "insta:4"])
+@pytest.mark.parametrize("dtype", [torch.half, torch.float32])  # of the layer; float32: as under autocast
+def test_a_first_batch_of_zeros_leaves_everything_finite_in_half_precision(spec, dtype):
+    rule = activation_rule(spec, nn.Conv2d(2, 2, 3), clock_at(5)).to(dtype)
+    for x in (torch.zeros(2, 2, 3, 3), 100 * gaussian(2, 2, 3, 3)):
+        x = x.half().requires_grad_()
+        y = rule(x)
+        y.float().sum().backward()
+        assert y.isfinite().all() and x.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in rule.parameters() if p.grad is not None)
+
+
 def test_the_polynomial_surrogate_has_the_derivative_of_bi_real_net():
     """F = 2x + x^2 on [-1, 0), 2x - x^2 on [0, 1]: F'(0) = 2, F'(+-0.5) = 1, F'(+-1) = 0, and 0 beyond."""
     x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64)

@@ -259,6 +259,35 @@ def test_a_step_that_an_update_made_negative_counts_with_its_absolute_value_and_
     assert (rule.positive_step() > 0).all() and rule(w).isfinite().all()
 
 
+@pytest.mark.parametrize("spec", ["lsq:2", "lsq:8", "lsq:4,per_channel=False"])
+def test_lsq_of_a_layer_that_starts_at_zero_learns_its_step(spec):
+    """At the first update codes are 0 and the weight alone moves; from the second on the step has a gradient too."""
+    w = torch.zeros(3, 8, requires_grad=True)
+    rule = weight_rule(spec, w)
+    optimizer = torch.optim.Adam([w, *rule.parameters()], 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (rule(w) - 0.1).square().mean().backward()
+        optimizer.step()
+    assert (rule(w) - 0.1).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("spec", ["lsq:2", "lsq:8", "lsq:4,per_channel=False"])
+def test_lsq_of_a_layer_of_zeros_is_finite_in_half_precision(spec):
+    """1e-8 is 0 there, and w / s would be 0 / 0; a larger w / s would be infinite."""
+    w = torch.zeros(3, 8, dtype=torch.half, requires_grad=True)
+    rule = weight_rule(spec, w)
+    for value in (0, 100):
+        w.data.fill_(value)
+        for step in (rule.step.data.clone(), torch.zeros_like(rule.step)):  # its start; cast from full precision
+            rule.step.data.copy_(step)
+            rule(w).sum().backward()
+            assert rule(w).isfinite().all() and rule.codes(w).isfinite().all() and (rule.stored_scales(w) > 0).all()
+            assert w.grad.isfinite().all() and rule.step.grad.isfinite().all()
+    w = torch.full((3, 8), 1e-5, dtype=torch.half)  # a step that half precision can just hold stays what it is
+    assert torch.equal(weight_rule(spec, w).step, weight_rule(spec, w.float()).step.half())
+
+
 # W11: EBB ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from ..errors import unknown
 from . import spec
 from .annealed import Annealed
 from .estimators import ESTIMATORS, sign, straight_through
-from .lsq import initial_step, levels, lsq
+from .lsq import initial_step, levels, lsq, positive
 from .scale_maps import BiDMMap, RankOneMap, XNORMap
 from .timed import TDQ, ActivationRule, Clock, DataInitialised, gradient_scale
 
@@ -41,10 +41,10 @@ class LSQActivation(DataInitialised):
         self.step = nn.Parameter(layer.weight.new_ones(()))
 
     def initialise(self, x: Tensor) -> None:
-        self.step.copy_(initial_step(x + self.shift, self.high))
+        self.step.copy_(initial_step(x + self.shift, self.high, self.step.dtype))
 
     def positive_step(self) -> Tensor:
-        return self.step.abs().clamp_min(1e-8)  # an optimiser may step across zero
+        return positive(self.step)
 
     def quantized(self, x: Tensor) -> Tensor:
         step = self.positive_step()

@@ -17,20 +17,38 @@ def levels(bits: int, signed: bool = True) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-def initial_step(x: Tensor, high: int, dims: tuple[int, ...] | None = None) -> Tensor:
-    r"""s = 2 mean|x| / sqrt(Q_P), over `dims` (kept) or over everything, and at least 1e-8.  LSQ section 2.1."""
+def initial_step(x: Tensor, high: int, dtype: torch.dtype, dims: tuple[int, ...] | None = None) -> Tensor:
+    r"""s = 2 mean|x| / sqrt(Q_P), over `dims` (kept) or over everything, and at least 1e-8.  LSQ section 2.1.
+
+    Where that is 0 in `dtype`, as in half precision, s is the dtype's smallest normal number.
+    """
     mean = x.detach().abs().float().mean() if dims is None else x.detach().abs().float().mean(dims, keepdim=True)
-    return (2 * mean / math.sqrt(high)).clamp_min(1e-8)
+    step = (2 * mean / math.sqrt(high)).clamp_min(1e-8).to(dtype)
+    return torch.where(step == 0, torch.finfo(dtype).tiny, step)
+
+
+def smallest_step(dtype: torch.dtype) -> float:
+    """What a step is at least: 1e-9, or the smallest number of a dtype in which that is 0.
+
+    Less than any `initial_step`: in some versions of torch the gradient of clamp is 0 on its very bound.
+    """
+    limits = torch.finfo(dtype)
+    return max(1e-9, limits.tiny * limits.eps)
+
+
+def positive(step: Tensor) -> Tensor:
+    """|s|, at least `smallest_step`: an optimiser may step across 0, and a clamp alone would hold it there."""
+    return step.abs().clamp_min(smallest_step(step.dtype))
 
 
 class _LSQ(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
-        ratio = x / step.to(x.dtype)
+        ratio, used = _ratio(x, step.to(x.dtype))
         codes = ratio.clamp(low, high).round_()
         ctx.save_for_backward(ratio, codes)
         ctx.low, ctx.high, ctx.gradient_scale, ctx.step = low, high, gradient_scale, (step.shape, step.dtype)
-        return codes * step.to(x.dtype)
+        return codes * used
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -40,6 +58,14 @@ class _LSQ(torch.autograd.Function):
         by_step = (codes - ratio).mul_(inside).to(dtype).sum_to_size(shape)
         by_step = by_step + (grad - inside).mul_(codes).to(dtype).sum_to_size(shape)  # beyond the range
         return inside, by_step * ctx.gradient_scale, None, None, None
+
+
+def _ratio(x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """x / s, and s; under half precision a small step must not be 0, nor a large ratio infinite."""
+    if x.dtype != torch.float16:
+        return x / step, step
+    step, largest = step.clamp_min(smallest_step(x.dtype)), torch.finfo(x.dtype).max
+    return (x / step).clamp_(-largest, largest), step
 
 
 def _within(grad: Tensor, x: Tensor, low: int, high: int) -> Tensor:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .estimators import round_through, sign, straight_through
-from .lsq import initial_step, levels, lsq
+from .lsq import initial_step, levels, lsq, positive
 from .weights import SCALE_BITS, WeightRule, at_least
 
 FLOOR = 1e-3  # about one step of Adam; DoReFa divides by max |tanh w|, and a layer that starts at zero would explode
-SMALLEST_STEP = 1e-8
 
 
 class DoReFa(WeightRule):
@@ -84,8 +83,8 @@ class LSQ(WeightRule):
 
     Shapes    w (out, in, kh, kw) or (out, in); `out_dim=1` for ConvTranspose2d.  s per output channel, or one for the
               layer with `per_channel=False`.
-    Units     same as w; s > 0 (its absolute value is used, and at least 1e-8).  Stored size k + 16/n bits per weight,
-              n weights per step.  Two bits have the levels -2s, -s, 0, s: one more below zero than above.
+    Units     same as w; s > 0 (its absolute value is used, and at least `smallest_step`).  Stored size k + 16/n bits
+              per weight, n weights per step.  Two bits have the levels -2s, -s, 0, s: one more below zero than above.
     Error     at most s/2 inside the range.
     Backward  as lsq.lsq; the gradient of s is multiplied by 1 / sqrt(n Q_P).
     Raises    as WeightRule; ValueError for bits outside 2..16.
@@ -101,7 +100,7 @@ class LSQ(WeightRule):
         self.bits = self.weight_bits = bits
         self.per_channel = per_channel
         dims = tuple(d for d in range(weight.ndim) if d != out_dim) if per_channel else None
-        self.step = nn.Parameter(initial_step(weight, self.high, dims).to(weight.dtype))
+        self.step = nn.Parameter(initial_step(weight, self.high, weight.dtype, dims))
         self.gradient_scale = 1 / math.sqrt(weight.numel() / self.step.numel() * self.high)
 
     @property
@@ -109,7 +108,7 @@ class LSQ(WeightRule):
         return SCALE_BITS * self.step.numel()
 
     def positive_step(self) -> Tensor:
-        return self.step.abs().clamp_min(SMALLEST_STEP)  # a clamp alone would hold a step that once turned negative
+        return positive(self.step)
 
     def forward(self, w: Tensor) -> Tensor:
         return lsq(w, self.positive_step(), self.low, self.high, self.gradient_scale)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nets.embedding import sinusoidal_embedding
-from .lsq import levels, lsq
+from .lsq import levels, lsq, smallest_step
 
 EMBEDDING_DIM = 32
 HIDDEN_DIM = 64
@@ -160,7 +160,7 @@ class TDQ(DataInitialised):
         """s(t), (B,); in full precision under autocast too, where half of it would quantize the step itself."""
         with torch.autocast(timestep.device.type, enabled=False):
             embedding = sinusoidal_embedding(timestep, EMBEDDING_DIM).to(self.mlp[0].weight.dtype)
-            return F.softplus(self.mlp(embedding)).squeeze(1).clamp_min(1e-8)
+            return F.softplus(self.mlp(embedding)).squeeze(1).clamp_min(smallest_step(embedding.dtype))
 
     def steps_for(self, x: Tensor) -> Tensor:
         """The steps of a batch of inputs, by the clock's time: (B,), or (1,) where it has one time for all."""
