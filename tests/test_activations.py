@@ -671,18 +671,26 @@ class Net(nn.Module):
         self.rule = activation_rule("tdq:4", self.layer, clock)
         self.register_forward_pre_hook(clock, with_kwargs=True)
 
-    def forward(self, sample, timestep=None):
+    def forward(self, sample, *second, timestep=None):
         return self.layer(self.rule(sample))
 
 
 @pytest.mark.parametrize(("args", "kwargs", "want"), [
     ((torch.tensor([3, 7]),), {}, [3, 7]), ((), {"timestep": torch.tensor([3, 7])}, [3, 7]), ((5,), {}, [5]),
-    ((), {"timestep": torch.tensor(5)}, [5]),
+    ((), {"timestep": torch.tensor(5)}, [5]), ((torch.zeros(2, 3, 4),), {"timestep": 5}, [5]),
+    (([3, 7],), {"timestep": None}, [3, 7]),
 ])
 def test_the_clock_reads_the_timestep_however_it_is_given(args, kwargs, want):
     clock = Clock()
     Net(clock)(gaussian(2, 1, 5, 5, dtype=torch.float32), *args, **kwargs)
     assert clock.timestep.tolist() == want
+
+
+@pytest.mark.parametrize("second", [[torch.ones(2, 1, 3, 3)] * 2, {"h": torch.ones(2, 1, 3, 3)}, "text", [None]])
+def test_a_second_argument_that_is_no_number_is_no_timestep(second):
+    clock = Clock()
+    clock(nn.Identity(), (torch.ones(2, 1, 3, 3), second), {})
+    assert clock.timestep is None
 
 
 def test_a_call_without_a_timestep_does_not_use_the_last_one():

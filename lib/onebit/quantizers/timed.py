@@ -14,19 +14,29 @@ HIDDEN_DIM = 64
 class Clock:
     """Remembers the timestep of a network's current call, for the rules inside the network.
 
-    `model.register_forward_pre_hook(clock, with_kwargs=True)` sets `timestep` from the second argument, or the one
-    named `timestep`, to a tensor (B,), or (1,) for one time for all; to None where there is neither.  A copy starts
-    without a time; copying a whole model leaves its hook and its rules on one clock.
+    `model.register_forward_pre_hook(clock, with_kwargs=True)` sets `timestep` from the argument of that name, or else
+    the second one, to a tensor (B,), or (1,) for one time for all; to None where there is neither, or no numbers.  A
+    copy starts without a time; copying a whole model leaves its hook and its rules on one clock.
     """
 
     timestep: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        time = args[1] if len(args) > 1 else kwargs.get("timestep")
-        self.timestep = None if time is None else torch.as_tensor(time).reshape(-1)
+        time = kwargs.get("timestep")
+        self.timestep = _numbers(args[1] if time is None and len(args) > 1 else time)
 
     def __getstate__(self) -> dict:
         return {}  # the time belongs to a call, not to the model
+
+
+def _numbers(value: object) -> Tensor | None:
+    """One or more numbers as a tensor; None for anything else, which a network may well take second."""
+    if value is None:
+        return None
+    try:
+        return torch.as_tensor(value).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 class ActivationRule(nn.Module):
