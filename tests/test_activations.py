@@ -302,6 +302,21 @@ def test_loading_an_uninitialised_state_makes_a_rule_uninitialised_again():
         rule.eval()(x)
 
 
+@pytest.mark.parametrize("spec", ["lsq:4", "tdq:4", "insta:4"])
+def test_a_loaded_rule_is_exported(spec):
+    rule, _, x = made(spec, "3x3")
+    fresh = loaded(rule.state_dict(), made(spec, "3x3", ready=False)[0]).eval()
+    torch.testing.assert_close(torch.export.export(fresh, (x,)).module()(x), rule.eval()(x))
+
+
+def test_a_rule_without_memory_is_loaded_and_used():
+    rule, _, x = made("lsq:4", "3x3")
+    fresh = made("lsq:4", "3x3", ready=False)[0].to("meta")
+    fresh.load_state_dict(copy.deepcopy(fresh.state_dict()), assign=True)  # still none
+    fresh.load_state_dict(rule.state_dict(), assign=True)
+    assert torch.equal(fresh.eval()(x), rule(x))
+
+
 def test_initialising_changes_the_parameter_in_place_so_that_an_optimiser_keeps_it():
     rule, _, x = made("lsq:4", "3x3", ready=False)
     before = rule.step

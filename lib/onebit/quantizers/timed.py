@@ -122,7 +122,8 @@ class DataInitialised(ActivationRule):
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._known = False
+        # here and not in the first forward pass, which could not be exported if it asked the buffer
+        self._known = not self.initialised.is_meta and bool(self.initialised)
 
 
 def gradient_scale(x: Tensor, high: int) -> float:
