@@ -107,6 +107,21 @@ def test_a_sample_does_not_depend_on_its_batch_in_eval_mode(spec, kind):
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("spec", SPECS)
+def test_an_empty_batch_comes_out_empty_and_teaches_nothing(spec, kind):
+    rule, layer, x = made(spec, kind, clock_at(5), ready=False)
+    if hasattr(rule, "prepare"):
+        rule.prepare(x, layer(x))
+    before = copy.deepcopy(rule.state_dict())
+    y = used(rule, layer, x[:0].requires_grad_())
+    y.sum().backward()
+    assert y.shape == layer(x[:0]).shape
+    assert all(torch.equal(before[name], value) for name, value in rule.state_dict().items() if "tracked" not in name)
+    assert rule(x).isfinite().all()  # the first batch from which to take a step
+    assert used(rule.eval(), layer, x[:0]).shape == y.shape
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_saved_state_in_a_fresh_rule_gives_the_same_bits(spec, kind):
     clock = clock_at(1, 500, 999)
     rule, layer, x = made(spec, kind, clock, torch.float32)

@@ -1,5 +1,7 @@
 """Activation rules: what a layer does to its input before the product, one class per published rule."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -191,7 +193,8 @@ class Insta(ActivationRule):
 
     def threshold(self, x: Tensor) -> Tensor:
         """th, (B, C, 1, 1), (B, 1, C) or (B, C)."""
-        image = x if self.spatial else x.reshape(len(x), -1, self.channels).transpose(1, 2)[..., None]  # (B, C, ., .)
+        places = math.prod(x.shape[1:-1])  # of a Linear; -1 would not do for an empty batch
+        image = x if self.spatial else x.reshape(len(x), places, self.channels).transpose(1, 2)[..., None]
         z = self.norm(image.to(self.norm.running_mean.dtype))
         threshold = self.bias + self.gain * (z**3).mean((2, 3))  # (B, C)
         if self.spatial:

@@ -1,5 +1,7 @@
 """What activation rules are built from (the base class, the first batch, the clock), and TDQ, which needs all three."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,7 +84,7 @@ class ActivationRule(nn.Module):
 
 
 class DataInitialised(ActivationRule):
-    """A rule that takes its first parameters from the first batch it sees in training mode.
+    """A rule that takes its first parameters from the first batch, not an empty one, that it sees in training mode.
 
     Whether it has done so is saved with the parameters, in the buffer `initialised`; a Python flag mirrors the buffer,
     so that a forward pass does not wait for the device.
@@ -116,6 +118,8 @@ class DataInitialised(ActivationRule):
                     f"{type(self).__name__} takes its step from the first batch in training mode, and has seen none: "
                     "run one training step first, or load the state of a trained model"
                 )
+            if not x.numel():
+                return
             self.initialise(x)
             self.initialised.fill_(True)
         self._known = True
@@ -128,7 +132,7 @@ class DataInitialised(ActivationRule):
 
 def gradient_scale(x: Tensor, high: int) -> float:
     """1 / sqrt(N Q_P), N features of one sample, whatever the batch."""
-    return (x[0].numel() * high) ** -0.5
+    return (max(1, math.prod(x.shape[1:])) * high) ** -0.5  # 1: there is an x without features, too
 
 
 class TDQ(DataInitialised):
