@@ -1,10 +1,12 @@
 """Cross-timestep connections against hand computation on toy nets, and on real ones."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from onebit import nets
 from onebit.audit import audit
@@ -344,6 +346,43 @@ def test_a_call_without_time_a_foreign_cache_and_a_mode_within_a_mode_are_refuse
         pass
     with model.connections.following():  # the refused one has not spoilt the next
         pass
+
+
+class Checkpointed(Toy):
+    """Toy, its blocks computed again in the backward pass where there is a `reentrant`."""
+
+    reentrant = None
+
+    def forward(self, x, timestep):
+        if self.reentrant is None:
+            return super().forward(x, timestep)
+        for block in self.up:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return x
+
+
+def gradients(model, cache=None):
+    """Of a call, mixed where there is a cache; the backward pass is inside the mode too."""
+    model.zero_grad()
+    with model.connections.mixing(cache) if cache else contextlib.nullcontext():
+        model(images(1, 2).requires_grad_(), torch.tensor([4, 5])).square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_site_is_not_computed_again_without_its_mix(reentrant):
+    """Outside the mode it would be another function's gradient; inside, or where nothing was mixed, it is right."""
+    model, cache = Checkpointed(), {"up.0": images(3, 5), "up.1": images(1, 2)}
+    attach(model.double(), ("up.*",))
+    twin = copy.deepcopy(model)
+    twin.reentrant = reentrant
+    for given in (None, cache):
+        torch.testing.assert_close(gradients(twin, given), gradients(model, given))
+    assert "connections.alpha" in gradients(twin, cache)
+    with twin.connections.mixing(cache):
+        loss = twin(images(1, 2).requires_grad_(), torch.tensor([4, 5])).sum()
+    with pytest.raises(RuntimeError, match=r"up\.1 is computed again in the backward pass"):
+        loss.backward()
 
 
 def test_neighbour_needs_connections_and_a_later_time():

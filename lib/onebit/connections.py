@@ -33,11 +33,14 @@ class Connections(nn.Module):
     Units     alpha dimensionless and free (no sigmoid), at first `initial`; t counts 0 .. T-1, `timesteps` is T.
     Backward  d out / d U = 1 - a;  dL/d alpha[r, m] = sum g (cache - U) over the samples of row r;  none to the cache.
     Raises    ValueError for rows outside 1..timesteps, no sites, a cache without one of the sites or of other shapes,
-              or a call without timestep; RuntimeError for a mode within a mode.
+              or a call without timestep; RuntimeError for a mode within a mode, or where `torch.utils.checkpoint`
+              computes a site again in the backward pass of a call that mixed, after the mode has ended.
     Source    BiDM (arXiv:2412.05926) Eq. 12; start 0.3 and 100 rows of ten timesteps as its LDM code.
     DIFFERS   all up blocks are sites by default (the paper: the last 8 on LSUN, 2 on CIFAR-10).  Its CIFAR code shares
               one coefficient among four sites, starting at 0.
     """
+
+    _learnt = False  # whether a call mixed with gradient: its backward pass needs the mode where blocks are recomputed
 
     def __init__(self, sites: Iterable[str], timesteps: int = TIMESTEPS, rows: int = 100, initial: float = 0.3,
                  cache_dt: int = 1):
@@ -99,10 +102,16 @@ class Connections(nn.Module):
         """A call of the network begins: its cache is what the call before left."""
         if self._following:
             self._source, self._sink = self._sink or None, {}
+        if self._source is not None and torch.is_grad_enabled():
+            self._learnt = True
 
     def visit(self, site: int, output: Tensor) -> Tensor:
         """What goes on in the network in place of that site's output."""
         name = self.sites[site]
+        if self._source is None and self._learnt and _in_backward():
+            raise RuntimeError(f"{name} is computed again in the backward pass, by torch.utils.checkpoint, after the "
+                               "connections' mode has ended, and would not be mixed: leave checkpointing off for the "
+                               "blocks that are sites, or call backward() inside `with connections.mixing(cache)`")
         mixed = output if self._source is None else self._mix(site, output, self._source[name])
         if self._sink is not None:
             self._sink[name] = (mixed if self._recursive else output).detach().clone()  # SiLU(inplace=True) may follow
@@ -122,6 +131,10 @@ class Connections(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sites={', '.join(self.sites)}, rows={self.rows}"
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # as torch's checkpoint asks
 
 
 class _Begin:
