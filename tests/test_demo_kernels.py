@@ -38,6 +38,12 @@ class TestModule:
             pytest.skip(f"npm cannot install the compiler: {error.stderr.strip()[:200]}")
         assert module == document.MODULE.read_bytes()
 
+    @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["elsewhere"], 2)])
+    def test_asked_for_help_or_for_what_it_does_not_know_it_compiles_nothing(self, arguments, code, monkeypatch):
+        monkeypatch.setattr(build, "compiled", lambda folder: pytest.fail("compiled"))
+        with pytest.raises(SystemExit, match=str(code)):
+            build.main(arguments)
+
 
 @dataclass
 class Machine:

@@ -4,6 +4,7 @@
 which source the committed module was compiled from.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,9 @@ def _npm(folder: Path, *arguments: str) -> None:
     subprocess.run(["npm", "--silent", *arguments], cwd=folder, check=True, capture_output=True, text=True)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write kernels.wasm and kernels.json."""
+    argparse.ArgumentParser(prog="python -m onebit.demo.build", description=__doc__).parse_args(arguments)
     try:
         module = compiled(paths.BUILD / "demo")
     except FileNotFoundError:
