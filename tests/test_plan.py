@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebit import nets, paths
-from onebit.study import Run, SampleSpec, Study, cache, costs, graph, results
+from onebit.study import Run, SampleSpec, Study, cache, costs, evaluation, graph, results
 from onebit.study import plan as planning
 from onebit.study.cache import Entry
 from onebit.study.schedule import Task, critical_path, makespan
@@ -124,6 +124,17 @@ def test_timed_networks_wait_for_their_training():
     needs = graph.prerequisites(jobs)
     timed = next(job.entry for job in jobs if job.entry.spec.get("kind_of_table") == "networks")
     assert len(needs[timed.name]) > 5 and all(name.startswith("train-") for name in needs[timed.name])
+
+
+def test_a_measurement_of_samples_that_are_no_job_waits_for_their_training_unless_they_are_there(home):
+    jobs = SMOKE.jobs()
+    run, listed = SMOKE.solver_runs[0], {job.entry.name for job in jobs}
+    source = next(one for one in SMOKE.solved(run) if results.samples_entry(run, one.request).name not in listed)
+    trained = results.training_entry(run).name
+    measured = evaluation.entry("headline", source, SMOKE.protocol).name
+    assert trained in graph.prerequisites(jobs)[measured]
+    cache.get(results.samples_entry(run, source.request), lambda work: (work / "samples.npz").touch())
+    assert trained not in graph.prerequisites(jobs)[measured]
 
 
 def test_what_no_notebook_reads_is_missing_only_while_something_made_from_it_is(home, monkeypatch):

@@ -1,6 +1,6 @@
 """Which results a result is made from, read from what its key is a hash of."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import fields
 
 from . import cache, evaluation, judging, results
@@ -18,11 +18,11 @@ OF_THE_NETWORK = ("overfitting", "denoising", "handover", "walking", "calibrator
 def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
     """For each job, by name, those others of the list whose results it reads, in the order of the list.
 
-    What is not in the list is there already, or the job computes it itself.
+    What is not in the list is there already, or the job computes it itself, and reads what that is made from.
     """
     listed = {job.entry.name: job.entry for job in jobs}
     order = {name: i for i, name in enumerate(listed)}
-    reads = {name: {other.name for other in _reads(entry)} & order.keys() - {name} for name, entry in listed.items()}
+    reads = {name: _needed(entry, order) - {name} for name, entry in listed.items()}
     return {name: tuple(sorted(found, key=order.__getitem__)) for name, found in reads.items()}
 
 
@@ -40,6 +40,16 @@ def run_of(spec: dict) -> Run:
     """The run whose `spec` this is."""
     known = {f.name: spec[f.name] for f in fields(Run) if f.name in spec}
     return Run(**known | ({"teacher": run_of(spec["teacher"])} if spec.get("teacher") else {}))
+
+
+def _needed(entry: Entry, listed: Container[str]) -> set[str]:
+    found = set()
+    for other in _reads(entry):
+        if other.name in listed:
+            found.add(other.name)
+        elif (behind := _needed(other, listed)) and cache.find(other) is None:  # looked for only where it matters
+            found |= behind
+    return found
 
 
 def _reads(entry: Entry) -> Iterator[Entry]:
