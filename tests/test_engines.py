@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -194,6 +195,31 @@ def test_a_process_that_dies_is_replaced_and_its_job_resumed(home, monkeypatch, 
     assert sorted(path.name for path in paths.RUNS.glob("demo-mortal-*/*")) == ["half", "manifest.json"]
     said = capfd.readouterr()
     assert "and C code that does" in said.err and said.out == ""
+
+
+def outlast(wait=True):
+    """Says which process it is in, and takes its time."""
+    Path(os.environ["ONEBIT_HOME"], "pid").write_text(f"{os.getpid()}\n")
+    time.sleep(120)
+
+
+def test_a_process_ends_in_the_midst_of_its_job_when_the_one_that_handed_it_out_is_killed(tmp_path):
+    script = ("import test_engines as t; from onebit.study import engines\n"
+              "engines.run([t.Job(t.Entry('demo', 'long', {}), t.outlast)], 'local', processes=1)")
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    driving = subprocess.Popen([sys.executable, "-c", script],
+                               env=os.environ | {"ONEBIT_HOME": str(tmp_path), "PYTHONPATH": path})
+    told, deadline = tmp_path / "pid", time.monotonic() + 120
+    while not (told.exists() and told.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    driving.kill()
+    driving.wait()
+    worker = psutil.Process(int(told.read_text()))
+    try:
+        worker.wait(30)
+    finally:
+        if worker.is_running():
+            worker.kill()
 
 
 def test_a_process_that_is_replaced_while_all_are_stopped_does_not_stay(monkeypatch):

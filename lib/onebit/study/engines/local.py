@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -14,6 +15,7 @@ from ..study import Job
 from .attempt import Outcome, attempt
 
 LIVES = 3  # workers that may die over one job before it counts as failed
+WATCH_SECONDS = 1.0  # between two looks of a worker at its parent
 DIED = (EOFError, BrokenPipeError, pickle.UnpicklingError)  # what the broken pipe of a dead process looks like
 
 
@@ -67,7 +69,8 @@ class _Worker:
     def __init__(self, threads: int, position: int):
         # numpy's threads too: twice as many as cores spin instead of working; each worker's progress bar has a line
         self.environment = {"OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(position)}
-        self.command = [sys.executable, "-c", f"from onebit.study.engines import local; local.serve({threads})"]
+        self.command = [sys.executable, "-c",
+                        f"from onebit.study.engines import local; local.serve({threads}, {os.getpid()})"]
         self.stopped, self.status, self.turn = False, 0, threading.Lock()
         self.start()
 
@@ -100,11 +103,19 @@ class _Worker:
                 pipe.close()
 
 
-def serve(threads: int) -> None:
-    """The life of a worker process: it ends when its standard input does, so it never outlives its parent for long."""
+def serve(threads: int, parent: int) -> None:
+    """The life of a worker process: it ends when its standard input does, or when `parent`, a process id, does."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     jobs, outcomes = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the outcomes
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         while True:
             pickle.dump(attempt(pickle.load(jobs), threads), outcomes)
             outcomes.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once it has another parent: in the midst of a job, which may take hours and is resumable."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
