@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from fnmatch import fnmatchcase
 
 import nbformat
@@ -223,15 +224,21 @@ def test_a_training_that_is_not_released_fails_in_words(home):
     assert training.training().holds is False and golden.entry().name in training.training().text
 
 
+def release_headline(source):
+    """Compute and release what the verdict on a headline reads; returns the folder of its estimates."""
+    STUDY.evaluate("headline", source)
+    folder, *_ = [cache.release(cache.find(entry)) for entry in metrics._needed(STUDY, "headline", source)]
+    return folder
+
+
 def test_released_metrics_are_computed_again_and_a_changed_one_is_found(home, monkeypatch):
     source = STUDY.protocol.control
     monkeypatch.setattr(metrics, "FAMILIES", ("headline",))
     monkeypatch.setattr(metrics, "sources", lambda study: [source])
     assert [verdict.holds for verdict in metrics.metrics(STUDY)] == [False]  # nothing is there
-    STUDY.evaluate("headline", source)
+    folder = release_headline(source)
     (verdict,) = metrics.metrics(STUDY)
     assert verdict.holds and "frechet" in verdict.text
-    folder = cache.find(metrics._needed(STUDY, "headline", source)[0])
     numbers = json.loads((folder / "estimates.json").read_text())
     numbers["frechet"]["value"] *= 1.001
     (folder / "estimates.json").write_text(json.dumps(numbers))
@@ -240,6 +247,23 @@ def test_released_metrics_are_computed_again_and_a_changed_one_is_found(home, mo
     (folder / cache.MANIFEST).write_text(json.dumps(told))
     (verdict,) = metrics.metrics(STUDY)
     assert verdict.holds is False and "1.0e-03 apart" in verdict.text
+
+
+def test_what_was_computed_here_is_not_taken_for_released(home, monkeypatch):
+    source = STUDY.protocol.control
+    STUDY.evaluate("headline", source)
+    cache.get(golden.entry(), lambda work: (work / "loss.csv").write_text("step,loss\n") and {})
+    assert "is not released" in metrics.metric(STUDY, "headline", source).text
+    assert "is not released" in training.training().text
+
+
+def test_from_scratch_changes_nothing_of_what_is_verified(home, monkeypatch):
+    source = STUDY.protocol.control
+    release_headline(source)
+    shutil.rmtree(paths.RUNS)
+    monkeypatch.setenv("FROM_SCRATCH", "1")
+    assert metrics.metric(STUDY, "headline", source).holds and not list(paths.RUNS.glob("*-*"))
+    assert cache.from_scratch()
 
 
 # the command ----------------------------------------------------------------------------------------------------------

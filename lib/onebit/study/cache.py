@@ -56,18 +56,26 @@ def find(entry: Entry, computed: bool = False) -> Path | None:
     A damaged one of this machine is reported and set aside as *.corrupt, or left to the process that is at it: it then
     is no result yet.  A damaged released one is reported.
     """
-    for root in [paths.RUNS] if computed or from_scratch() else [paths.RELEASED, paths.RUNS]:
-        folder = root / entry.name
-        if not folder.is_dir():
-            continue
-        fault = _fault(folder)
-        if fault is None:
-            return folder
-        if root == paths.RELEASED:
-            warnings.warn(f"{folder}: {fault}; ignored (restore it with git checkout)", stacklevel=2)
-            continue
-        with contextlib.suppress(Timeout), _lock(entry, wait=False):
-            return _own(folder)
+    found = None if computed or from_scratch() else released(entry)
+    folder = paths.RUNS / entry.name
+    if found or not folder.is_dir():
+        return found
+    if _fault(folder) is None:
+        return folder
+    with contextlib.suppress(Timeout), _lock(entry, wait=False):
+        return _own(folder)
+    return None
+
+
+def released(entry: Entry) -> Path | None:
+    """The folder of a released, undamaged result, or None, whatever FROM_SCRATCH says; a damaged one is reported."""
+    folder = paths.RELEASED / entry.name
+    if not folder.is_dir():
+        return None
+    fault = _fault(folder)
+    if fault is None:
+        return folder
+    warnings.warn(f"{folder}: {fault}; ignored (restore it with git checkout)", stacklevel=3)
     return None
 
 

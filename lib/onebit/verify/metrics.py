@@ -1,7 +1,9 @@
 """Released metrics computed again from released samples, with the released judge and the data set's own images."""
 
 import math
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from ..study import Study, cache, evaluation, families, judging, published, results
@@ -35,11 +37,12 @@ def sources(study: Study) -> list[Source]:
 def metric(study: Study, family: str, source: Source) -> Verdict:
     """The verdict on one family of one source."""
     name = f"{family} of {source.label}"
-    missing = [entry.name for entry in _needed(study, family, source) if cache.find(entry) is None]
+    missing = [entry.name for entry in _needed(study, family, source) if cache.released(entry) is None]
     if missing:
         return Verdict(name, False, f"{missing[0]} is not released, or damaged")
-    released = evaluation.read(cache.find(evaluation.entry(family, source, study.protocol))).estimates
-    again = getattr(families, family)(source, study.protocol, True).estimates
+    released = evaluation.read(cache.released(evaluation.entry(family, source, study.protocol))).estimates
+    with _from_released():
+        again = getattr(families, family)(source, study.protocol, True).estimates
     worst = max(released, key=lambda one: _distance(released, again, one) / _tolerance(one))
     apart, allowed = _distance(released, again, worst), _tolerance(worst)
     return Verdict(name, apart <= allowed, f"{len(released)} numbers; {worst} {released[worst].value:.6g} released, "
@@ -49,6 +52,17 @@ def metric(study: Study, family: str, source: Source) -> Verdict:
 def _needed(study: Study, family: str, source: Source) -> list[cache.Entry]:
     drawn = [results.samples_entry(source.run, source.request)] if isinstance(source, Samples) else []
     return [evaluation.entry(family, source, study.protocol), judging.judge_entry(study.judges[0]), *drawn]
+
+
+@contextmanager
+def _from_released() -> Iterator[None]:
+    """Within it judge and samples are the released ones, whatever FROM_SCRATCH says."""
+    asked = os.environ.pop("FROM_SCRATCH", None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ["FROM_SCRATCH"] = asked
 
 
 def _tolerance(name: str) -> float:

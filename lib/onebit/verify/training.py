@@ -18,7 +18,7 @@ def training() -> Verdict:
 
     Bit for bit where torch, instruction set and system are those of the committed training, else its first row.
     """
-    folder = cache.find(golden.entry())
+    folder = cache.released(golden.entry())
     if folder is None:
         return Verdict(golden.RUN.label, False, f"{golden.entry().name} is not released, or damaged: restore "
                        "data/released/")
