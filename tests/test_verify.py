@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 import shutil
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import nbformat
 import pytest
 
 from onebit import manifest, paths
+from onebit.metrics import Estimate
 from onebit.study import Study, cache, golden, published, results
 from onebit.study.cache import Entry
 from onebit.verify import __main__ as command
@@ -241,12 +244,46 @@ def test_released_metrics_are_computed_again_and_a_changed_one_is_found(home, mo
     assert verdict.holds and "frechet" in verdict.text
     numbers = json.loads((folder / "estimates.json").read_text())
     numbers["frechet"]["value"] *= 1.001
-    (folder / "estimates.json").write_text(json.dumps(numbers))
+    rewrite(folder, json.dumps(numbers))
+    (verdict,) = metrics.metrics(STUDY)
+    assert verdict.holds is False and "1.0e-03 apart" in verdict.text
+    for text, said in (("", "unreadable"), ("[]", "unreadable"), ("{}", "frechet is not released")):
+        rewrite(folder, text)
+        (verdict,) = metrics.metrics(STUDY)
+        assert verdict.holds is False and said in verdict.text
+
+
+def rewrite(folder, text):
+    """Give a result other estimates, with a manifest that vouches for them."""
+    (folder / "estimates.json").write_text(text)
     told = cache.manifest(folder) | {"files": {p.name: manifest.sha256(p) for p in folder.iterdir()
                                               if p.name != cache.MANIFEST}}
     (folder / cache.MANIFEST).write_text(json.dumps(told))
-    (verdict,) = metrics.metrics(STUDY)
-    assert verdict.holds is False and "1.0e-03 apart" in verdict.text
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"low": -1.0}, "low of frechet -1 released, 0.1 found"), ({"high": 1e9}, "high of frechet 1e\\+09 released"),
+    ({"n": 101}, "n of frechet 101 released, 100 found, inf apart"), ({"low": math.nan}, "low of frechet nan released"),
+    ({"value": math.inf}, "frechet inf released"),
+])
+def test_an_altered_interval_or_number_of_things_is_found(changes, said):
+    found = {"frechet": Estimate(2.0, 0.1, 4.0, 100, "x"), "share": Estimate(0.5, math.nan, math.nan, 100, "x")}
+    released = found | {"frechet": replace(found["frechet"], **changes)}
+    verdict = metrics.compare("x", released, found)
+    assert verdict.holds is False and re.search(said, verdict.text)
+
+
+def test_ends_of_an_interval_near_0_may_differ_by_as_much_as_the_number_between_them():
+    found = Estimate(2.0, 1e-4, 4.0, 100, "x")
+    verdict = metrics.compare("x", {"frechet": replace(found, low=4e-4)}, {"frechet": found})
+    assert verdict.holds and "1.5e-04 apart" in verdict.text
+    assert metrics.compare("x", {"frechet": found}, {"frechet": found}).holds
+
+
+def test_an_estimate_that_was_added_or_removed_is_named():
+    one = Estimate(2.0, 1.0, 4.0, 100, "x")
+    assert metrics.compare("x", {"a": one, "b": one}, {"a": one}) == Verdict("x", False, "b is not found")
+    assert metrics.compare("x", {}, {"a": one, "b": one}).text == "a is not released; b is not released"
 
 
 def test_what_was_computed_here_is_not_taken_for_released(home, monkeypatch):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+from ..metrics import Estimate
 from ..study import Study, cache, evaluation, families, judging, published, results
 from ..study.sources import Samples, Source
 from .verdict import Verdict
@@ -14,8 +15,10 @@ FAMILIES = ("headline", "manifold", "texture")
 # Relative, by name of the estimate; the first pattern that fits counts.  Judges are released in half precision, which
 # moves Fréchet distances by up to 2e-4, shares of nearest neighbours by up to 7e-4 and the confidence by up to 1e-5 of
 # themselves; what looks at pixels alone does not move.
+# The ends of an interval, which may lie near 0, count in shares of the number between them where that is larger.
 TOLERANCES = {"frechet*": 5e-4, "judge_confidence": 1e-4, "precision": 2e-3, "recall": 2e-3, "density": 2e-3,
               "coverage": 2e-3, "*": 1e-6}
+PARTS = ("value", "low", "high", "n")
 
 
 def metrics(study: Study) -> Iterator[Verdict]:
@@ -40,13 +43,27 @@ def metric(study: Study, family: str, source: Source) -> Verdict:
     missing = [entry.name for entry in _needed(study, family, source) if cache.released(entry) is None]
     if missing:
         return Verdict(name, False, f"{missing[0]} is not released, or damaged")
-    released = evaluation.read(cache.released(evaluation.entry(family, source, study.protocol))).estimates
+    try:
+        released = evaluation.read(cache.released(evaluation.entry(family, source, study.protocol))).estimates
+    except (AttributeError, TypeError, ValueError) as error:
+        return Verdict(name, False, f"the released numbers are unreadable ({error}): restore data/released/")
     with _from_released():
         again = getattr(families, family)(source, study.protocol, True).estimates
-    worst = max(released, key=lambda one: _distance(released, again, one) / _tolerance(one))
-    apart, allowed = _distance(released, again, worst), _tolerance(worst)
-    return Verdict(name, apart <= allowed, f"{len(released)} numbers; {worst} {released[worst].value:.6g} released, "
-                   f"{again[worst].value:.6g} found, {apart:.1e} apart, {allowed:.0e} allowed")
+    return compare(name, released, again)
+
+
+def compare(what: str, released: dict[str, Estimate], again: dict[str, Estimate]) -> Verdict:
+    """The verdict on the estimates of one family of one source: values, intervals, and on how many things."""
+    unpaired = sorted(released.keys() ^ again.keys())
+    if unpaired:
+        return Verdict(what, False, "; ".join(f"{one} is not {'found' if one in released else 'released'}"
+                                              for one in unpaired))
+    apart = {(one, part): _distance(released[one], again[one], part) for one in released for part in PARTS}
+    one, part = worst = max(apart, key=lambda number: apart[number] / _tolerance(number[0]))
+    said = one if part == "value" else f"{part} of {one}"
+    return Verdict(what, apart[worst] <= _tolerance(one), f"{len(released)} numbers; {said} "
+                   f"{getattr(released[one], part):.6g} released, {getattr(again[one], part):.6g} found, "
+                   f"{apart[worst]:.1e} apart, {_tolerance(one):.0e} allowed")
 
 
 def _needed(study: Study, family: str, source: Source) -> list[cache.Entry]:
@@ -69,8 +86,11 @@ def _tolerance(name: str) -> float:
     return next(limit for pattern, limit in TOLERANCES.items() if fnmatchcase(name, pattern))
 
 
-def _distance(released: dict, again: dict, name: str) -> float:
-    a, b = released[name].value, again[name].value
+def _distance(released: Estimate, again: Estimate, part: str) -> float:
+    a, b = getattr(released, part), getattr(again, part)
     if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
-    return abs(a - b) / max(abs(a), abs(b)) if math.isfinite(a - b) else math.inf
+    if part == "n" or not math.isfinite(a - b):
+        return math.inf
+    size = abs(again.value) if math.isfinite(again.value) else 0.0
+    return abs(a - b) / max(abs(a), abs(b), size)
