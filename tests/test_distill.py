@@ -395,6 +395,15 @@ def test_losses_are_built_by_name_with_the_papers_defaults():
     assert isinstance(distillation("l2"), L2) and distillation("spd").norm == "sample"
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("l2", "L2()"), ("lrm", "LRM()"), ("lrm:4,update=0", "LRM()"), ("lrm:axis='width',center=True", "LRM(axis=width)"),
+    ("lrm:2,center=True,update=100", "LRM(k=2, center=True, update=100)"), ("spd", "SPD()"),
+    ("spd:4,gram=spatial,norm=batch", "SPD(patches=4, gram=spatial, norm=batch)"),
+])
+def test_a_loss_shows_the_options_that_are_not_the_default_ones(text, shown):
+    assert str(distillation(text)) == shown
+
+
 @pytest.mark.parametrize(("text", "match"), [
     ("kd", "unknown distillation 'kd'; valid: l2, lrm, spd"),
     ("l2:k=3", "options: none"),

@@ -501,20 +501,21 @@ def test_dropout_without_a_module_is_a_function_of_seed_and_step_too(draw, tmp_p
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@pytest.mark.parametrize("other", ["weight", "teacher", "none"])
+@pytest.mark.parametrize("other", ["weight", "teacher", "options", "none"])
 def test_a_run_under_another_objective_is_not_gone_on_with(other, tmp_path):
     images = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     settings = Settings(steps=3 * LOG_EVERY, batch=8, precision="float32")
 
-    def objective(seed=0, weight=0.01):
+    def objective(seed=0, weight=0.01, loss="lrm:2"):
         torch.manual_seed(seed)
-        return Objective(nets.build("unet", 4).eval(), distillation("l2"), weight)
+        return Objective(nets.build("unet", 4).eval(), distillation(loss), weight)
 
     with pytest.raises(KeyboardInterrupt):
         train(new_model(), images, settings, tmp_path, progress=False, objective=objective(), checkpoint_seconds=0,
               on_log=interrupt)
-    asked = {"weight": objective(weight=1.0), "teacher": objective(seed=1), "none": None}[other]
-    with pytest.raises(ValueError, match=r"objective 'L2.* x 0\.01, teacher"):
+    asked = {"weight": objective(weight=1.0), "teacher": objective(seed=1), "options": objective(loss="lrm"),
+             "none": None}[other]
+    with pytest.raises(ValueError, match=r"objective 'LRM\(k=2\) x 0\.01, teacher"):
         train(new_model(), images, settings, tmp_path, progress=False, objective=asked)
     train(new_model(), images, settings, tmp_path, progress=False, objective=objective())
 

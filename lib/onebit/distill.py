@@ -38,6 +38,12 @@ class Distillation(nn.Module):
             return torch.stack([self.block(i, *pair) for i, pair in enumerate(pairs)]).mean()
 
 
+def _other_than(loss: Distillation, **defaults: object) -> str:
+    """A loss's options that are not the default ones: checkpoints tell by them which loss they were made under."""
+    return ", ".join(f"{name}={getattr(loss, name)}" for name, default in defaults.items()
+                     if getattr(loss, name) != default)
+
+
 def _check(student: list[Tensor], teacher: list[Tensor]) -> None:
     if not student and teacher:
         raise ValueError("no block of the student was seen to run: if torch.compile made it, it leaves out hooks that "
@@ -112,6 +118,9 @@ class LRM(Distillation):
         self.center = axis == "width" if center is None else center
         self.register_buffer("calls", torch.tensor(0))
 
+    def extra_repr(self) -> str:
+        return _other_than(self, k=4, axis="channel", center=self.axis == "width", update=0)
+
     def bases(self) -> list[Tensor]:
         """One E (c, r) per block, empty before the first call."""
         return [self.get_buffer(f"basis{i}") for i in range(len(self._buffers) - 1)]  # all buffers but `calls`
@@ -182,6 +191,9 @@ class SPD(Distillation):
         if norm not in ("sample", "batch"):
             unknown("norm", norm, ("sample", "batch"))
         self.patches, self.gram, self.norm = patches, gram, norm
+
+    def extra_repr(self) -> str:
+        return _other_than(self, patches="auto", gram="row", norm="sample")
 
     def block(self, i: int, student: Tensor, teacher: Tensor) -> Tensor:
         p, batch = self._patches(*student.shape[-2:]), self.norm == "batch"
