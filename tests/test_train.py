@@ -153,6 +153,25 @@ def test_a_damaged_checkpoint_is_reported_set_aside_and_not_trusted(tmp_path, im
     assert path.with_name(f"{path.name}.corrupt").exists()
 
 
+def saved(folder):
+    """A checkpoint of no settings, at step 1."""
+    model = new_model()
+    checkpoint.save(folder, checkpoint.State(model, torch.optim.Adam(model.parameters()), [], step=1))
+    return folder / "checkpoint-1.safetensors"
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "7", '{"file": null}', "no log", "no settings"])
+def test_a_note_that_is_none_is_set_aside_with_its_checkpoint(text, tmp_path):
+    path, note = saved(tmp_path), tmp_path / checkpoint.NOTE
+    told = json.loads(note.read_text())
+    note.write_text({"no log": json.dumps({name: value for name, value in told.items() if name != "log"}),
+                     "no settings": json.dumps(told | {"settings": None})}.get(text, text))
+    state = checkpoint.State(new_model(), None, [])
+    with pytest.warns(UserWarning, match="damaged"):
+        checkpoint.restore(tmp_path, state)
+    assert state.step == 0 and not note.exists() and path.with_name(f"{path.name}.corrupt").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_checkpoint(tmp_path, images):
     from onebit import train as module
 
@@ -309,6 +328,15 @@ def test_a_checkpoint_of_another_recipe_or_other_images_is_refused_and_kept(reci
     with pytest.raises(ValueError, match=f"{said}.*another folder, or remove"):
         run(tmp_path, images, model=new_model(recipe))
     assert path.exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("net", "width"), [("resunet", 4), ("unet", 8)])
+def test_a_checkpoint_of_another_network_is_refused_and_kept(net, width, tmp_path):
+    path, model = saved(tmp_path), nets.build(net, width)
+    recipes.quantize(model, "strict-1bit")
+    with pytest.raises(ValueError, match=r"(?s)holds the checkpoint of another network.*another folder, or remove"):
+        checkpoint.restore(tmp_path, checkpoint.State(model, torch.optim.Adam(model.parameters()), []))
+    assert path.exists()
 
 
 @pytest.mark.parametrize("silent", [["recipe", "images", "objective"],

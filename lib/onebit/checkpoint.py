@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .files import replacing, sha256, write_json
 
 NOTE = "checkpoint.json"
+ELSEWHERE = "give this run another folder, or remove that one"
 
 
 @dataclass
@@ -51,8 +52,8 @@ def restore(folder: Path, state: State) -> None:
 
     A damaged checkpoint is reported, set aside as *.corrupt, and the run starts over.
 
-    Raises    ValueError for a checkpoint of other settings; one that says nothing of a setting, as older ones do of
-              recipe and images, fits.
+    Raises    ValueError for a checkpoint of other settings or another network; one that says nothing of a setting, as
+              older ones do of recipe and images, fits.
     """
     note_path = folder / NOTE
     if not note_path.exists():
@@ -63,14 +64,16 @@ def restore(folder: Path, state: State) -> None:
         if sha256(path) != note["sha256"]:
             raise ValueError(f"checksum of {path.name} differs")
         tensors = load_file(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        step, seconds, log = int(note["step"]), float(note["seconds"]), list(note["log"])
+        settings = dict(note.get("settings", {}))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         warnings.warn(f"checkpoint in {folder} is damaged ({error}); set aside, training starts over", stacklevel=2)
         for damaged in [note_path, *folder.glob("checkpoint-*.safetensors")]:
             damaged.rename(damaged.with_name(f"{damaged.name}.corrupt"))
         return
-    _check_settings(folder, note.get("settings", {}), state.settings)
-    _fill(state, tensors)
-    state.step, state.seconds, state.log = note["step"], note["seconds"], note["log"]
+    _check_settings(folder, settings, state.settings)
+    _fill(folder, state, tensors)
+    state.step, state.seconds, state.log = step, seconds, log
 
 
 def _check_settings(folder: Path, saved: dict, asked: dict) -> None:
@@ -78,8 +81,7 @@ def _check_settings(folder: Path, saved: dict, asked: dict) -> None:
     other = [f"{name} {saved[name]!r} there, {value!r} now" for name, value in asked.items()
              if name in saved and saved[name] != value]
     if other:
-        raise ValueError(f"{folder} holds the checkpoint of a run with other settings: {'; '.join(other)}; give this "
-                         "run another folder, or remove that one")
+        raise ValueError(f"{folder} holds the checkpoint of a run with other settings: {'; '.join(other)}; {ELSEWHERE}")
 
 
 def clear(folder: Path) -> None:
@@ -111,13 +113,16 @@ def _tensors(state: State) -> dict[str, Tensor]:
     return separate(tensors)
 
 
-def _fill(state: State, tensors: dict[str, Tensor]) -> None:
+def _fill(folder: Path, state: State, tensors: dict[str, Tensor]) -> None:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    state.model.load_state_dict(part("model."))
-    if isinstance(state.objective, nn.Module):
-        state.objective.load_state_dict(part("objective."))
+    try:
+        state.model.load_state_dict(part("model."))
+        if isinstance(state.objective, nn.Module):
+            state.objective.load_state_dict(part("objective."))
+    except RuntimeError as error:  # other names or shapes
+        raise ValueError(f"{folder} holds the checkpoint of another network ({error}); {ELSEWHERE}") from error
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in part("optimizer.").items():

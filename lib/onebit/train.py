@@ -111,8 +111,8 @@ def train(
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
     Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, or for a checkpoint of
-              other settings, another recipe or objective, or other images; Diverged at the first step whose loss is not
-              finite, with the last checkpoint kept.
+              other settings, another network, recipe or objective, or other images; Diverged at the first step whose
+              loss is not finite, with the last checkpoint kept.
     """
     _check_images(images, settings.batch)
     folder = Path(folder)
