@@ -1,9 +1,11 @@
 """The result cache: whole or absent, checked on every read, shared by processes."""
 
 import contextlib
+import errno
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,18 @@ def test_a_damaged_result_is_reported_set_aside_and_computed_anew(home, damage):
         again = cache.get(ENTRY, write("hello"))
     assert (again / "result.txt").read_text() == "hello"
     assert len(list(paths.RUNS.glob("*.corrupt"))) == 1
+
+
+@pytest.mark.parametrize("refused", [(Path, "rename"), (cache.FileLock, "acquire")])
+def test_a_damaged_result_on_storage_that_cannot_be_written_to_is_reported_and_none(home, monkeypatch, refused):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    folder = cache.get(ENTRY, write("hello"))
+    (folder / "result.txt").write_text("jello")
+    monkeypatch.setattr(*refused, refuse)
+    with pytest.warns(UserWarning, match=r"result.txt is altered.*cannot be set aside .*Read-only"):
+        assert cache.find(ENTRY) is None
 
 
 def test_a_damaged_result_that_another_process_has_just_computed_anew_is_not_set_aside(home, monkeypatch):

@@ -54,16 +54,20 @@ def find(entry: Entry, computed: bool = False) -> Path | None:
     """The folder of a finished, undamaged result, or None; with `computed`, one that is as it was computed here.
 
     A damaged one of this machine is reported and set aside as *.corrupt, or left to the process that is at it: it then
-    is no result yet.  A damaged released one is reported.
+    is no result yet; where nothing can be written, it is reported alone.  A damaged released one is reported.
     """
     found = None if computed or from_scratch() else released(entry)
     folder = paths.RUNS / entry.name
     if found or not folder.is_dir():
         return found
-    if _fault(folder) is None:
+    fault = _fault(folder)
+    if fault is None:
         return folder
-    with contextlib.suppress(Timeout), _lock(entry, wait=False):
-        return _own(folder)
+    try:
+        with contextlib.suppress(Timeout), _lock(entry, wait=False):
+            return _own(folder)
+    except OSError as error:
+        warnings.warn(f"{folder}: {fault}; ignored, since it cannot be set aside ({error})", stacklevel=2)
     return None
 
 
