@@ -180,7 +180,15 @@ def test_the_manifest_has_the_same_bytes_whenever_it_is_written_and_finds_what_w
     text = note.read_text()
     note.unlink()
     assert "01_shown.csv.json is missing" in manifest.faults(figures)
+    told = json.loads(text)
+    for changed in ({"notebook": "02"}, {"runs": ["train-x"]}, {"library": "2"}, {"dataset": "mnist"}):
+        note.write_text(json.dumps(told | changed))
+        assert manifest.faults(figures) == ["01_shown.csv.json is altered"]
+    for broken in ("", "[]", "{}"):
+        note.write_text(broken)
+        assert manifest.faults(figures) == ["01_shown.csv.json is altered"]
     note.write_text(text)
+    assert manifest.faults(figures) == []
 
 
 def test_a_table_whose_note_is_gone_is_still_compared(home, monkeypatch):

@@ -19,6 +19,7 @@ from .study import cache
 
 NAME = "MANIFEST.json"
 SHOWN = {".csv": (".md",), ".png": (".pdf", ".data.csv", ".data.npz")}  # what has a note -> the same in other forms
+REPEATED = ("dataset", "profile", "runs", "version", "library")  # what the manifest says again of a note
 ARITHMETIC = ("torch", "numpy", "scipy", "pandas", "scikit-learn")  # packages whose versions decide digits
 
 
@@ -40,7 +41,7 @@ def write(folder: Path, notebooks: Path) -> Path:
             raise FileNotFoundError(f"{path.name} names notebook {number}, which {notebooks} does not hold")
         items[path.stem] = {
             "notebook": sources[number].name, "notebook_source": hashes[number],
-            **{key: note[key] for key in ("dataset", "profile", "runs", "version", "library")},
+            **{key: note[key] for key in REPEATED},
             "files": {one.name: sha256(one) for one in _files(folder / path.stem)},
         }
     write_json(folder / NAME, {"machine": machine(), "items": items})
@@ -64,6 +65,8 @@ def faults(folder: Path) -> list[str]:
               if (folder / name).exists() and sha256(folder / name) != checksum]
     noted = {path.stem for path in folder.glob("*.json") if Path(path.stem).suffix in SHOWN}
     wrong += [f"{name}.json is missing" for name in sorted(set(items) - noted)]
+    wrong += [f"{name}.json is altered" for name in sorted(set(items) & noted)
+              if not _agrees(folder / f"{name}.json", items[name])]
     return wrong + [f"{name} is not listed" for name in sorted(noted - set(items))]
 
 
@@ -72,6 +75,15 @@ def machine() -> dict:
     found = cache.provenance()
     return {key: found[key] for key in ("processor", "instructions", "threads", "system", "python")} | {
         "packages": {name: version(name) for name in ARITHMETIC}}
+
+
+def _agrees(path: Path, item: dict) -> bool:
+    """Whether a note of origin still says what the manifest says again."""
+    try:
+        note = json.loads(path.read_text())
+        return note["notebook"] == item["notebook"][:2] and all(note[key] == item[key] for key in REPEATED)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _files(path: Path) -> list[Path]:
