@@ -59,6 +59,16 @@ def test_a_teacher_and_a_distillation_must_fit(changes, message):
         replace(TINY, **changes)
 
 
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 30}, {"lr": 2e-3}])
+def test_a_number_out_of_numpy_gives_the_key_and_the_label_of_pythons(changes):
+    theirs = {name: np.array(value)[()] for name, value in changes.items()}
+    run, other = replace(TINY, **changes), replace(TINY, **theirs)
+    assert isinstance(next(iter(theirs.values())), np.generic)
+    assert results.training_entry(other) == results.training_entry(run)
+    student, twin = (replace(one, recipe="xnor-w1a1", teacher=one) for one in (run, other))
+    assert results.training_entry(twin).name == results.training_entry(student).name
+
+
 def test_the_key_of_a_run_is_pinned():
     """It names folders that are committed: if this fails, every released result is orphaned."""
     assert results.training_entry(Run()).key == PINNED_KEY

@@ -72,12 +72,13 @@ class Run:
 
     @property
     def spec(self) -> dict:
-        """All fields and the version of the training code: what the key is a hash of.
+        """All fields, numpy's numbers as Python's, and the version of the training code: what the key is a hash of.
 
         Fields that came later count only where they are used, so that older runs keep their keys.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)
                   if f.name not in LATER or getattr(self, f.name) != f.default}
+        values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
         if self.teacher is not None:
             values["teacher"] = self.teacher.spec
         return values | {"version": VERSION}
