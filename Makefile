@@ -19,7 +19,7 @@ LIB := $(shell find lib -path lib/onebit/site -prune -false -o -name '*.py' -o -
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 OUT := build/$(DATASET)/$(PROFILE)
 # as report.folder_of has it
-FIGURES := $(ONEBIT_HOME:%=%/)$(if $(filter laptop,$(PROFILE)),figures$(filter-out /mnist,/$(DATASET)),$(OUT)/figures)
+FIGURES := $(if $(ONEBIT_HOME),$(ONEBIT_HOME)/)$(if $(filter laptop,$(PROFILE)),figures$(filter-out /mnist,/$(DATASET)),$(OUT)/figures)
 # what the computation chose, "<data set> <profile>": make -n, which computes nothing, reads what the last one chose
 CHOICE := build/.choice-$(DATASET)-$(PROFILE)
 CHOSEN = { read -r dataset profile < $(CHOICE); } 2>/dev/null || read -r dataset profile <<< "$(DATASET) $(PROFILE)"
@@ -60,7 +60,7 @@ series: $(OUT)/.manifest
 # what the figures and tables are made of, and their checksums; a copy stays here, to know them by
 $(OUT)/.manifest: $(NOTEBOOKS:notebooks/%=$(OUT)/%)
 	@$(PY) -m onebit.manifest --dataset $(DATASET) --profile $(PROFILE)
-	@cp $(FIGURES)/MANIFEST.json $@
+	@cp "$(FIGURES)/MANIFEST.json" $@
 
 # a failed notebook stays beside its target under a dotted name, with its traceback
 $(OUT)/%.ipynb: notebooks/%.ipynb $(LIB) $(if $(filter-out 0,$(FROM_SCRATCH)),FORCE)

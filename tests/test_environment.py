@@ -94,8 +94,8 @@ from pathlib import Path
 what, scratch = " ".join(sys.argv[1:]), os.environ["FROM_SCRATCH"]
 with open("log", "a") as log:
     print(what, "scratch=" + scratch, "path=" + os.environ["PYTHONPATH"], file=log)
-figures = Path("figures")
-figures.mkdir(exist_ok=True)
+figures = Path(os.environ.get("ONEBIT_HOME", ""), "figures")
+figures.mkdir(parents=True, exist_ok=True)
 if "onebit.study prepare" in what:
     if os.environ.get("BROKEN") == "prepare":
         sys.exit(1)
@@ -160,6 +160,14 @@ def test_a_notebook_is_executed_once_and_again_when_its_source_or_a_figure_of_it
     shutil.rmtree(tmp_path / "figures")
     assert executed(make("paper")) == BOTH
     assert executed(make("paper")) == []
+
+
+def test_a_home_with_a_space_in_its_name_gets_every_figure_once(make, tmp_path):
+    store = str(tmp_path / "my store")
+    assert executed(make("paper", ONEBIT_HOME=store)) == BOTH
+    assert executed(make("paper", ONEBIT_HOME=store)) == []
+    (tmp_path / "my store/figures/01_a.csv").unlink()
+    assert executed(make("paper", ONEBIT_HOME=store)) == BOTH
 
 
 def test_from_scratch_is_off_when_it_is_0(make):
