@@ -1,5 +1,6 @@
 """Executed notebooks on their way to readers."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -86,6 +87,21 @@ def test_a_source_that_was_edited_since_is_kept_and_so_are_all_others(folders, p
     edit(sources / "02_b.ipynb", place)
     before = {path: path.read_text() for path in sources.iterdir()}
     with pytest.raises(ValueError, match=r"02_b\.ipynb was edited .* run make paper first"):
+        publish.back(built, sources)
+    assert {path: path.read_text() for path in sources.iterdir()} == before
+
+
+def test_a_disk_that_is_full_leaves_every_source_as_it_was(folders, monkeypatch):
+    built, sources = folders
+    before, write = {path: path.read_text() for path in sources.iterdir()}, Path.write_text
+
+    def full(path, text):
+        if "02_b" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
         publish.back(built, sources)
     assert {path: path.read_text() for path in sources.iterdir()} == before
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from nbformat import NotebookNode
 
 from .claims import NOT_TESTABLE, VERDICTS
-from .files import write_text
+from .files import replacing, write_text
 
 CLAIMS_START, CLAIMS_END = "<!-- claims, written by make publish -->", "<!-- end of claims -->"
 
@@ -67,10 +68,11 @@ def back(built: Path, sources: Path) -> None:
     pages = {path: cleaned(nbformat.read(path, 4)) for path in executed_in(built)}
     for path, page in pages.items():
         _check_source(path, page, sources / path.name)
-    for path, page in pages.items():
-        source, executed = sources / path.name, path.stat()
-        write_text(source, nbformat.writes(page) + "\n")
-        os.utime(source, ns=(executed.st_atime_ns, executed.st_mtime_ns))
+    with ExitStack() as stack:  # renamed at its end, once every one is written: a full disk changes none
+        for path, page in pages.items():
+            partial, executed = stack.enter_context(replacing(sources / path.name)), path.stat()
+            partial.write_text(nbformat.writes(page) + "\n")
+            os.utime(partial, ns=(executed.st_atime_ns, executed.st_mtime_ns))
 
 
 def _check_source(path: Path, page: NotebookNode, source: Path) -> None:
