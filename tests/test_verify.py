@@ -324,3 +324,14 @@ def test_the_status_says_whether_anything_failed_and_without_the_data_set_one_li
     assert command.main(["--only", "tables"]) == 1
     out = capsys.readouterr().out
     assert "FAILED  01_x" in out and "MANIFEST.json" in out and "2 failed" in out
+
+
+@pytest.mark.parametrize(("option", "said"), [
+    ("--jobs=0", "--jobs: a whole number, 1 or more, not '0'"), ("--jobs=-1", "--jobs: a whole number"),
+    ("--notebooks=/nowhere", "--notebooks: no notebooks in /nowhere"),
+])
+def test_the_command_refuses_in_a_line_what_it_cannot_do(option, said, capsys, monkeypatch):
+    monkeypatch.setattr(command, "verdicts", lambda *_: iter(()))
+    with pytest.raises(SystemExit):
+        command.main(["--only", "tables", option])
+    assert said in capsys.readouterr().err

@@ -19,7 +19,7 @@ PARTS = ("tables", "training", "metrics")
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the verdicts as they come; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     study = Study.named(options.profile, options.dataset)
     failed = 0
     for verdict in verdicts(study, options):
@@ -54,14 +54,23 @@ def _manifest(study: Study) -> Verdict:
     return Verdict(manifest.NAME, not faults, "; ".join(faults[:5]) or "every figure and table has its checksum")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number, 1 or more, not {text!r}")
+    return int(text)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m onebit.verify", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default=REFERENCE)
     parser.add_argument("--dataset", choices=data.NAMES, default="mnist")
-    parser.add_argument("--jobs", type=int, default=2, help="notebooks executed at the same time")
+    parser.add_argument("--jobs", type=_count, default=2, help="notebooks executed at the same time")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="what to check")
     parser.add_argument("--notebooks", type=Path, default=paths.LIBRARY.parents[1] / "notebooks", help="folder")
-    return parser
+    options = parser.parse_args(arguments)
+    if "tables" in options.only and not any(options.notebooks.glob("[0-9]*.ipynb")):
+        parser.error(f"argument --notebooks: no notebooks in {options.notebooks}")
+    return options
 
 
 if __name__ == "__main__":
