@@ -153,6 +153,13 @@ def test_a_scheduler_that_does_not_answer_is_named(home, monkeypatch):
             engines.run([training(TEACHER)], "dask")
 
 
+def test_an_encrypted_address_without_certificates_is_named(home, monkeypatch):
+    monkeypatch.setenv("DASK_SCHEDULER", "tls://127.0.0.1:8786")
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with pytest.raises(EngineUnavailable, match=r"DASK_SCHEDULER=tls://127\.0\.0\.1:8786 .*TLS"):
+        engines.run([training(TEACHER)], "dask")
+
+
 def test_without_the_extra_its_name_is_said(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "onebit.study.engines.cluster")

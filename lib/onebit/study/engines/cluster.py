@@ -141,7 +141,7 @@ def _pass_on(done: "distributed.Future", answer: "Future[Outcome]") -> None:
 def _client(address: str) -> "distributed.Client":
     try:
         return distributed.Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:  # TimeoutError is an OSError; ValueError: no address at all
+    except (OSError, TypeError, ValueError) as error:  # time is up; tls:// without certificates; no address at all
         raise EngineUnavailable(f"no scheduler answers at DASK_SCHEDULER={address} ({error}); start one (dask "
                                 f"scheduler), or leave it out for a cluster of this machine") from error
 
