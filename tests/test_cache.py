@@ -224,6 +224,20 @@ def test_provenance_names_no_machine(home):
     assert f'"{getpass.getuser()}"' not in text
 
 
+@pytest.mark.parametrize("name", ["pictures", ".hidden"])
+def test_a_folder_within_a_result_is_refused_by_name_and_what_was_computed_stays(home, name):
+    def compute(work):
+        (work / name).mkdir()
+        return write("hello")(work)
+
+    with pytest.raises(ValueError, match=rf"demo-a-label-.* files alone, and compute made folders \({name}\)"):
+        cache.get(ENTRY, compute)
+    assert cache.find(ENTRY) is None
+    work = paths.RUNS / ".partial" / ENTRY.name
+    (work / name).rmdir()
+    assert (work / "result.txt").read_text() == "hello"
+
+
 def test_temporary_files_of_a_killed_process_do_not_reach_the_result(home):
     work = paths.RUNS / ".partial" / ENTRY.name
     work.mkdir(parents=True)

@@ -118,7 +118,7 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
     folder appears under its name in one rename, after every file has its checksum in the manifest.
 
     Raises    Busy if another process computes the entry and `wait` is off; NotReleased if it would be computed where
-              released results alone are to be read; whatever `compute` raises.
+              released results alone are to be read; ValueError for folders that `compute` makes; whatever it raises.
     """
     found = find(entry)
     if found:
@@ -134,6 +134,7 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
             (work / MANIFEST).unlink(missing_ok=True)  # of a process killed before the rename
             began = time.time()
             facts = compute(work) or {}
+            _check_flat(entry, work)
             for leftover in [*work.glob(".*"), *work.glob("*.corrupt")]:  # of an earlier process; no part of the result
                 leftover.unlink()
             checksums = {p.name: sha256(p) for p in sorted(work.iterdir())}
@@ -145,6 +146,13 @@ def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True)
     except Timeout as error:
         raise Busy(entry.name) from error
     return target
+
+
+def _check_flat(entry: Entry, work: Path) -> None:
+    folders = ", ".join(sorted(path.name for path in work.iterdir() if path.is_dir()))
+    if folders:
+        raise ValueError(f"{entry.name} is to hold files alone, and compute made folders ({folders}) in {work}: write "
+                         "their files beside the others, and remove them")
 
 
 def manifest(folder: Path) -> dict:
