@@ -14,7 +14,7 @@ from onebit.files import digest, sha256
 from onebit.layers import quantized_layers
 from onebit.packing import Stored
 from onebit.quantizers import weight_rule
-from onebit.study import Run, Study, ablations, cache, golden, judging, release, results
+from onebit.study import Run, Study, ablations, cache, golden, judging, release, results, scarce
 from onebit.study.__main__ import main
 from onebit.study.arrays import load_arrays, save_arrays
 from onebit.study.release import Kept
@@ -163,6 +163,25 @@ def test_averaged_weights_that_nobody_samples_from_are_not_released_and_asking_f
     computed(run, Kept(run, form, averaged=False))
     with pytest.raises(FileNotFoundError, match="FROM_SCRATCH=1"):
         results.weights(run, average=True)
+
+
+def test_weights_that_nothing_reads_are_left_out_and_asking_for_them_says_so(home):
+    folder = results.training(TINY, progress=False)
+    released = cache.release(folder, partial(release.convert, kept=Kept(TINY, release.LEFT_OUT, False)), release.FORM)
+    assert cache.manifest(released)["weights"] == {"model.safetensors": "left out"}
+    assert {path.name for path in released.iterdir()} == {"loss.csv", "snapshots.npz", "manifest.json"}
+    assert len(results.loss_log(TINY)) > 0 and results.facts(TINY)["parameters"] > 0
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors of .* is not released: FROM_SCRATCH=1"):
+        results.weights(TINY)
+
+
+def test_no_weights_of_later_seeds_on_few_classes_nor_of_networks_on_few_images_are_released():
+    study = Study.named("laptop", "mnist")
+    plan = {kept.run: kept.weights for kept in release.trainings(study).values()}
+    for run in study.resunet(":01", ("fp16", "strict-1bit")):
+        assert (plan[run] == release.LEFT_OUT) == (run.seed > 0)
+    assert {plan[run] for run in scarce.runs(study)} == {release.LEFT_OUT}
+    assert plan[study.memorizer] == "float16"  # a memorizer to look at
 
 
 def test_arrays_are_compressed_again_only_where_that_pays_and_stay_the_same(tmp_path):

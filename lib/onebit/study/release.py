@@ -7,6 +7,8 @@
                       likewise: the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
+    no weights at all later seeds on one or two classes, and networks trained on few images: results were made from
+                      them, and nothing else ever will be
     averaged weights  of the first seed of the strictly 1-bit U-Net
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
@@ -28,7 +30,7 @@ from ..layers import quantized_layers
 from ..packing import save_packed
 from ..packing.packed import half
 from ..quantizers import WeightRule
-from . import ablations, cache, golden, narrow, results
+from . import ablations, cache, golden, narrow, results, scarce
 from .arrays import load_arrays
 from .run import Run
 from .study import Study
@@ -37,6 +39,7 @@ FORM = 1  # +1 whenever a result would be released as other files
 LARGEST = 8_000_000  # bytes of a file
 LATENT = "binarydm-w1a32"  # the recipe of the undistilled student whose latent weights notebook 01 shows
 MOSTLY_BITS = "strict-1bit"  # of the plain arms' recipes; packed, the published one would be larger than in float16
+LEFT_OUT = "left out"
 SMALLEST = 2.0**-24  # above zero, in float16
 ROUNDS = 50  # of moving weights by a last place; one or two do
 DAY = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
@@ -44,7 +47,8 @@ DAY = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
 
 @dataclass(frozen=True)
 class Kept:
-    """How a training is released: its run, "float32", "float16" or "packed", and with or without averaged weights."""
+    """How a training is released: its run, "float32", "float16", "packed" or "left out", and with or without averaged
+    weights."""
 
     run: Run
     weights: str
@@ -80,8 +84,11 @@ def trainings(study: Study) -> dict[str, Kept]:
     own = ablations.own_teachers(study)
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
-    return {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
+    plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *narrow.runs(study), *own, *students] if run == run.trained}
+    unread = [run for run in study.all_runs if study.subset(run.dataset) and run.seed > 0] + scarce.runs(study)
+    return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
+                   if run == run.trained}
 
 
 def _form(run: Run, teachers: set[Run | None]) -> str:
@@ -115,6 +122,8 @@ def _rewrite(path: Path, form: str, model: nn.Module | None) -> dict[str, str]:
     tensors = load_file(path)
     if model is not None:
         model.load_state_dict(tensors)
+    if form == LEFT_OUT:
+        path.unlink()
     if form == "packed":
         save_packed(model.eval(), path.with_name(results.PACKED), exact=True)
         path.unlink()
