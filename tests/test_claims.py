@@ -385,8 +385,14 @@ def test_a_summary_is_one_row_per_arm_and_claim():
 def test_a_claim_that_something_falls_needs_something_to_fall():
     why, told = "the control does not copy", "not testable here (the control does not copy)"
     assert claims.given(estimate(0.02, 0.011, 0.03), 0.01, "contradicted", why) == "contradicted"
-    assert claims.given(estimate(0.02, 0.01, 0.03), 0.01, "contradicted", why) == told
-    assert claims.given(0.0, 0.01, "contradicted", why) == claims.given(ONE_SEED, 0.01, "contradicted", why) == told
+    assert claims.given(estimate(0.0, -0.01, 0.01), 0.01, "contradicted", why) == told
+    assert claims.given(0.0, 0.01, "contradicted", why) == told
+
+
+def test_a_premise_that_is_not_decided_is_no_reason():
+    why = "the control does not copy"  # nobody knows whether it does
+    assert claims.given(estimate(0.02, 0.01, 0.03), 0.01, "contradicted", why) == claims.TOO_WIDE
+    assert claims.given(ONE_SEED, 0.01, "contradicted", why) == "not testable here (one seed)"
 
 
 # Decided again -------------------------------------------------------------------------------------------------------

@@ -101,3 +101,10 @@ def test_images_come_back_as_they_were_drawn_and_files_are_the_same_twice(ax, tm
 def test_a_figure_without_marks_or_images_saves_nothing_and_leaves_nothing_of_an_earlier_one(ax, tmp_path):
     (tmp_path / "02_a.data.csv").write_text("old")
     assert drawn.save(ax.figure, tmp_path / "02_a") == [] and not list(tmp_path.iterdir())
+
+
+def test_what_a_heat_map_leaves_out_is_no_zero_and_a_label_of_none_is_no_series(ax):
+    ax.pcolormesh(np.ma.masked_invalid([[1.0, np.nan], [2.0, 3.0]]))
+    np.testing.assert_array_equal(drawn.images(ax.figure)["panel0_image0"], [[1, np.nan], [2, 3]])
+    ax.hist([1, 2], histtype="step")
+    assert set(drawn.marks(ax.figure).series) == {""}

@@ -115,6 +115,8 @@ def test_paired_distance_is_zero_for_the_same_images_and_one_for_unrelated_ones(
 
 def test_agreement_and_chance_by_hand():
     assert label_agreement([1, 2, 3, 4], [1, 2, 0, 0]).value == 0.5
+    everywhere = label_agreement([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    assert (everywhere.low, everywhere.high) == pytest.approx((0.5655, 1), abs=1e-4)  # Wilson: n / (n + z^2)
     assert chance_agreement([0, 0, 1, 1], [0, 1, 1, 1]) == pytest.approx(0.5 * 0.25 + 0.5 * 0.75)
 
 
@@ -142,6 +144,7 @@ def test_labels_that_are_no_classes_are_refused_by_name(measure, labels, message
     lambda: paired_distance(np.zeros((3, 2)), np.zeros((4, 2))),
     lambda: paired_distance(np.zeros((2, 2)), np.zeros((2, 2))),
     lambda: paired_distance(np.ones((4, 2)), np.ones((4, 2))),
+    lambda: paired_distance(*[np.full((5, 784), 0.1, np.float32)] * 2),  # alike but for rounding
     lambda: paired_distance(np.full((4, 2), np.nan), np.ones((4, 2))),
     lambda: label_agreement([1, 2], [1, 2, 3]),
 ])

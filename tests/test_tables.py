@@ -8,6 +8,7 @@ from scipy import stats
 from onebit import claims
 from onebit.metrics import Estimate
 from onebit.study import Control, Run, Samples, SampleSpec, Study, Walk, tables
+from onebit.study.evaluation import Measured
 
 
 def frame(**values):
@@ -118,8 +119,6 @@ def test_ranges_are_the_least_and_the_largest_of_each_group_in_the_order_of_the_
 
 
 def test_rows_of_a_subset_name_it_for_arms_and_controls(monkeypatch):
-    from onebit.study.evaluation import Measured
-
     study = Study.named("smoke", "mnist")
     monkeypatch.setattr(Study, "evaluate", lambda *_: Measured({"d": Estimate(1.0, 0.5, 2.0, 9, "p")}, {}))
     sources = [study.subset_controls(":01")[0], study.evaluation(study.resunet(":01")[0]), study.control("training")]
@@ -129,8 +128,6 @@ def test_rows_of_a_subset_name_it_for_arms_and_controls(monkeypatch):
 
 
 def test_rows_name_runs_controls_paths_and_the_memorizer(monkeypatch):
-    from onebit.study.evaluation import Measured
-
     study = Study.named("smoke", "digits")
     monkeypatch.setattr(Study, "evaluate", lambda *_: Measured({"d": Estimate(1.0, 0.5, 2.0, 9, "p")}, {}))
     run = study.unet(recipes=("strict-1bit",))[0]
@@ -153,3 +150,12 @@ def test_the_memorizer_differs_from_the_control_in_its_images_alone():
     assert memorizer.dataset == "mnist@200" and memorizer in study.arms and memorizer not in study.ten_class
     assert isinstance(study.walk(control), Walk) and isinstance(study.evaluation(control), Samples)
     assert Samples(Run(), SampleSpec()).dataset == "mnist"
+
+
+def test_arms_are_named_by_their_protocol_where_there_are_several(monkeypatch):
+    """Else rows of two networks would fall together in tables by arm and seed."""
+    study = Study.named("paper", "mnist")
+    monkeypatch.setattr(Study, "evaluate", lambda *_: Measured({"m": Estimate(1.0, 0.9, 1.1, 10, "p")}, {}))
+    frame = tables.measured(study, "headline", map(study.evaluation, study.ten_class))
+    assert not frame.duplicated(["arm", "seed"]).any()
+    assert {"resunet fp16 published", "resunet fp16 modern", "unet fp16"} <= set(frame.arm)

@@ -62,15 +62,20 @@ def images(figure: Figure) -> dict[str, np.ndarray]:
     for panel, ax in enumerate(figure.axes):
         drawn = [*ax.images, *[c for c in ax.collections if isinstance(c, QuadMesh)]]
         for number, image in enumerate(drawn):
-            found[f"panel{panel}_image{number}"] = np.ma.filled(image.get_array(), 0)
+            found[f"panel{panel}_image{number}"] = _filled(image.get_array())
     return found
+
+
+def _filled(shown: np.ndarray) -> np.ndarray:
+    """Without a mask: NaN where nothing is drawn, which only floats can say; others are whole as they come."""
+    return np.ma.filled(shown, np.nan) if shown.dtype.kind == "f" else np.ma.filled(shown)
 
 
 def _panel(panel: int, ax: Axes) -> Iterator[tuple]:
     head = (panel, ax.get_title(), ax.get_xlabel(), ax.get_ylabel())
     names = [_names(axis) for axis in (ax.xaxis, ax.yaxis)]
     for item, (mark, label, colour, points) in enumerate(_artists(ax)):
-        series = "" if str(label).startswith("_") else str(label)
+        series = "" if label is None or str(label).startswith("_") else str(label)
         for x, y in points:
             yield (*head, mark, series, to_hex(colour), item, x, y, *map(_nearest, names, (x, y)))
 

@@ -119,10 +119,15 @@ def by_count(measured: Estimate | float, claimed: int) -> str:
 def given(premise: Estimate | float, at_least: float, verdict: str, why: str) -> str:
     """A verdict that means something only if the control has what the claim says is reduced.
 
-    Returns `verdict` if the premise's 95 % interval lies above `at_least`, else "not testable here" with the reason.
+    Returns `verdict` if the premise's 95 % interval lies above `at_least`; "not testable here" with the reason `why` if
+              it lies below, the bound included, and because of the interval if it holds the bound or there is none.
     """
-    _, low, _ = interval(premise)
-    return verdict if low > at_least else f"{NOT_TESTABLE} ({why})"
+    _, low, high = interval(premise)
+    if math.isnan(low):
+        return _no_interval(premise)
+    if low > at_least:
+        return verdict
+    return f"{NOT_TESTABLE} ({why})" if high <= at_least else TOO_WIDE
 
 
 def state(verdict: str) -> str:

@@ -4,8 +4,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .classes import CLASSES
-from .estimate import Estimate, bootstrap
+from .estimate import Estimate, bootstrap, share
 from .legibility import NO_CLASS, as_classes
+
+ALIKE = 1e-6  # of the largest norm: nearer than that, the expansion of |a - b|^2 is rounding
 
 
 def paired_distance(a: ArrayLike, b: ArrayLike) -> Estimate:
@@ -26,23 +28,23 @@ def paired_distance(a: ArrayLike, b: ArrayLike) -> Estimate:
     distances = np.sqrt(squared.clip(min=0))
     own = np.linalg.norm(x - y, axis=1)  # not the diagonal, which the expansion above rounds
     others = (distances.sum(1) - distances.diagonal()) / (len(x) - 1)
-    if not others.all():
+    if (others <= ALIKE * np.linalg.norm(x, axis=1).max()).any():
         raise ValueError("images of different noises are all alike: nothing to compare with")
     return bootstrap(own / others, f"same noise over different noise, {len(x)} pairs")
 
 
 def label_agreement(a: ArrayLike, b: ArrayLike) -> Estimate:
-    """Share of noises from which both networks draw what a judge calls the same class.
+    """Share of noises from which both networks draw what a judge calls the same class; Wilson's interval.
 
     Images of `NO_CLASS` (a panel's ties, see `majority`) count among the pairs and agree with none, not even another.
 
-    Shapes    labels (N,) each, the i-th of both from the same noise: integers 0..9, or -1; N >= 2.
-    Raises    ValueError for different lengths, fewer than two labels, or labels that are no classes.
+    Shapes    labels (N,) each, the i-th of both from the same noise: integers 0..9, or -1.
+    Raises    ValueError for different lengths, no labels, or labels that are no classes.
     """
     x, y = (as_classes(labels, CLASSES, name, NO_CLASS) for labels, name in ((a, "labels a"), (b, "labels b")))
     if len(x) != len(y):
         raise ValueError(f"need two label lists of the same length, got {len(x)} and {len(y)}")
-    return bootstrap(((x == y) & (x != NO_CLASS)).astype(float), f"same class from the same noise, {len(x)} pairs")
+    return share((x == y) & (x != NO_CLASS), f"same class from the same noise, {len(x)} pairs")
 
 
 def chance_agreement(a: ArrayLike, b: ArrayLike) -> float:

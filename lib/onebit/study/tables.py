@@ -69,10 +69,18 @@ def _measured(study: Study, family: str, source: Source | Walk) -> pd.DataFrame:
                "level": source.level, "subset": study.subset(source.dataset).removeprefix(":") or WHOLE}
     else:
         who = names(source.run)
-        who |= {"arm": "memorizer" if source.run == study.memorizer else f"{who['net']} {who['recipe']}"}
+        who |= {"arm": _arm(study, source.run)}
         if isinstance(source, Walk):
             who |= {"path": source.path}
     return pd.DataFrame(rows).assign(**who)
+
+
+def _arm(study: Study, run: Run) -> str:
+    """A run's name in figures, alike for all seeds; with its protocol where the study trains its net by several."""
+    if run == study.memorizer:
+        return "memorizer"
+    who, protocols = names(run), {names(other)["protocol"] for other in study.ten_class if other.net == run.net}
+    return f"{run.net} {run.recipe}" + (f" {who['protocol']}" if len(protocols) > 1 else "")
 
 
 def compare(
