@@ -422,6 +422,7 @@ def test_connections_mix_where_statistics_of_averaged_weights_are_estimated(reci
 def test_estimating_statistics_leaves_every_module_in_its_mode(broken, images):
     def objective(*arguments):
         assert not broken, "stopped"
+        return noise_loss(*arguments)
 
     model = new_model("fp16").eval()
     model.down[0].norm1.train()

@@ -22,6 +22,7 @@ from .connections import connections_of
 from .diffusion import noise_loss
 from .errors import unknown
 from .files import replacing
+from .norms import reestimating
 from .objective import Objective, asked
 from .recipes import Recipe, schedules
 
@@ -216,28 +217,15 @@ def averaged(model: nn.Module, ema: list[Tensor], batches: Batches) -> nn.Module
 def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss) -> None:
     """Give the model's batch norms the plain mean of their statistics over the first BATCH_NORM_BATCHES batches.
 
-    Those that training leaves are moving averages over its last ten batches or so.  `objective` makes the pass; a run
-    of fewer steps has as many batches.  Every module is left in the mode, of training or of evaluation, it was in.
-
-    Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086).
+    `objective` makes the pass; a run of fewer steps has as many batches.  See `norms.reestimating`.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    momenta, modes = [m.momentum for m in norms], {m: m.training for m in model.modules()}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches that follow
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return  # and no batch is wanted
     seeded = seeded_randomness(model, batches.seed)
-    try:
+    with reestimating(model):
         for step in range(min(BATCH_NORM_BATCHES, batches.steps)):
             with seeded(step):
-                objective(model.train(), *batches(step))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+                objective(model, *batches(step))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
