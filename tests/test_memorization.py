@@ -14,6 +14,8 @@ from onebit.metrics.memorization import (
     closer_than,
     distance_ratio,
     diversity,
+    memorized,
+    nearer_seen,
     nn_distance,
     other_gap,
     published_diversity,
@@ -123,6 +125,60 @@ def test_what_the_published_diversity_cannot_measure_is_refused(changes, message
 
 
 # nearest training images ---------------------------------------------------------------------------------------------
+
+
+def test_memorized_counts_what_is_less_than_a_third_as_far_from_the_nearest():
+    got = memorized([[0.0, 1.0], [1.0, 3.0], [0.9, 3.0], [2.0, 2.0], [0.0, 0.0]])  # a third is no less than a third
+    assert (got.value, got.n) == (0.4, 5)
+    want = scipy.stats.binomtest(2, 5).proportion_ci(0.95, "wilson")
+    assert (got.low, got.high) == pytest.approx((want.low, want.high))
+
+
+@pytest.mark.parametrize("distances", [[1.0, 2.0], [[1.0]], [[2.0, 1.0]], [[-1.0, 1.0]], [[0.0, np.nan]]])
+def test_memorized_refuses_what_are_no_two_sorted_distances(distances):
+    with pytest.raises(ValueError, match="distances"):
+        memorized(distances)
+
+
+def test_nearer_seen_counts_sets_that_are_farther_and_ties_by_half():
+    got = nearer_seen([1.0, 2.0], [[2.0, 0.5, 3.0, 1.0], [3.0, 2.0, 2.0, 1.0]])
+    assert got.value == pytest.approx(np.mean([(1 + 0 + 1 + 0.5) / 4, (1 + 0.5 + 0.5 + 0) / 4]), rel=1e-12)
+    assert (got.n, got.low, got.high) == (2, pytest.approx(0.5), pytest.approx(0.625))
+
+
+def test_nearer_seen_is_the_share_of_a_loop_over_samples_and_sets(digits):
+    trained, fresh = digits
+    sets = trained[:200].split(50)
+    x = fresh[:40]
+    near = [cdist(pixels(x.numpy()), pixels(part.numpy())).min(1) for part in sets]
+    want = np.mean([(near[0] < other) + 0.5 * (near[0] == other) for other in near[1:]])
+    got = nearer_seen(nearest(x, sets[0])[0], np.stack([nearest(x, part)[0][:, 0] for part in sets[1:]], axis=1))
+    assert got.value == pytest.approx(want, abs=1e-12)
+
+
+def test_noise_hides_copies_from_every_measure_but_nearer_seen(digits):
+    """What it is for: noise moves a copy away from the images trained on and from all others alike."""
+    trained, _ = digits
+    sets = trained.split(100)
+    noise = torch.randn(sets[0].shape, generator=torch.Generator().manual_seed(0))
+    copies = (sets[0] / 255 + 0.3 * noise).clamp(0, 1).mul(255).byte()
+    distances = nearest(copies, sets[0], k=2)[0]
+    others = np.stack([nearest(copies, part)[0][:, 0] for part in sets[1:]], axis=1)
+    assert nearer_seen(distances, others).value > 0.95
+    assert memorized(distances).value < 0.05
+
+
+@pytest.mark.parametrize(("seen", "others", "message"), [
+    ([1.0, 2.0], [1.0, 2.0], "others: need finite distances"),
+    ([1.0, 2.0], [[1.0], [2.0], [3.0]], "others: need finite distances"),
+    ([1.0, 2.0], np.empty((2, 0)), "others: need finite distances"),
+    ([1.0, 2.0], [[1.0], [np.inf]], "others: need finite distances"),
+    ([1.0, -2.0], [[1.0], [1.0]], "seen: need finite distances"),
+    ([1.0], [[1.0]], "need shape|at least|values"),
+])
+def test_nearer_seen_refuses_what_are_no_distances(seen, others, message):
+    with pytest.raises(ValueError, match=message):
+        nearer_seen(seen, others)
 
 
 def test_nn_distance_is_the_mean_of_the_first_column():

@@ -12,6 +12,7 @@ from ..metrics.estimate import share
 from ..panel import knn_labels, logistic_probabilities
 from . import judging
 from .activity import activity, mimicry  # noqa: F401 - two of the families
+from .copying import copying  # noqa: F401 - a family
 from .denoising import denoising, overfitting  # noqa: F401 - and two more
 from .evaluation import Measured, Protocol, evaluate, real_features, seen
 from .sources import PackedSamples, Samples, Source, Walk

@@ -11,6 +11,7 @@ from .results import SampleSpec
 from .run import Run
 from .study import Job
 
+OF_THE_IMAGES = ("packing", "copying")  # families that no judge looks at
 # families that need the weights, and no samples
 OF_THE_NETWORK = ("overfitting", "denoising", "handover", "walking", "calibrator", "activity", "mimicry")
 
@@ -86,7 +87,8 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
         yield results.samples_entry(run, request, "kernels" in source)
         if family == "packing":
             yield results.samples_entry(run, request)
-            return
+    if family in OF_THE_IMAGES:
+        return
     yield judging.judge_entry(protocol.judge)
     if family == "distribution":
         yield from map(judging.judge_entry, protocol.more_judges)

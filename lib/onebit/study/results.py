@@ -139,8 +139,8 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     `reestimated`: with batch-norm statistics of the network as it is, see `train.reestimate`; needs the data set.
     A released 1-bit network may come out of a packed file: it computes the same, and has no latent weights.
 
-    Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError if of one whose
-              averaged weights are not released.
+    Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError for weights that are
+              not released, of a run whose other results are.
     """
     if average and not run.ema:
         raise ValueError(f"{run.label} keeps no averaged weights (ema = 0)")

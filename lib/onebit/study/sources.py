@@ -106,9 +106,9 @@ def _generator(control: Control) -> torch.Generator:
     return torch.Generator().manual_seed(control.seed)
 
 
-def _noisy(control: Control) -> Tensor:
-    """Gaussian pixel noise of standard deviation `level` (of the range 0..1), clipped."""
-    x = _held_out(control).images / 255
+def _noised(images: Tensor, control: Control) -> Tensor:
+    """With Gaussian pixel noise of standard deviation `level` (of the range 0..1), clipped."""
+    x = images / 255
     return (x + control.level * torch.randn(x.shape, generator=_generator(control))).clamp(0, 1).mul(255).round().byte()
 
 
@@ -150,7 +150,8 @@ CONTROLS: dict[str, Callable[[Control], Tensor]] = {
     "held-out": lambda control: _held_out(control).images,
     "file-order": lambda control: data.load(control.dataset, "test").head(control.n).images,
     "training": _training,
-    "noisy": _noisy,
+    "noisy": lambda control: _noised(_held_out(control).images, control),
+    "noisy-copies": lambda control: _noised(_training(control), control),
     "noise": _noise,
     "blend": _blend,
     "smooth": _smooth,

@@ -6,7 +6,7 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, agreement, evaluation, fitted, judging, narrow, published, results, timings
+from . import ablations, agreement, evaluation, fitted, judging, narrow, published, results, scarce, timings
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .judging import JudgeSpec
@@ -233,6 +233,7 @@ class Study:
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from narrow.jobs(self)
+        yield from scarce.jobs(self)
         yield from fitted.jobs(self)
         yield from agreement.jobs(self)
         yield from timings.jobs(self)
