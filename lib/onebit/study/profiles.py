@@ -103,7 +103,7 @@ PROFILES = {
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
-        few=200, scarce=((100, 3), (1_000, 3)), scarce_steps=10_000, scarce_batch=128,
+        few=200, scarce=((100, 3), (1_000, 3)), scarce_steps=10_000, scarce_batch=64,
         walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
         ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
         subset_samples=2_000,
