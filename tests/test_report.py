@@ -1,8 +1,10 @@
 """Figures and tables: where they go, what lies beside them, and that the same input gives the same bytes."""
 
 import json
+from itertools import combinations
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -129,14 +131,14 @@ def test_intervals_draw_a_row_per_arm_and_a_dot_per_seed():
 
 def test_claims_are_saved_as_rows_of_the_ledger_with_their_runs(home):
     measured = Estimate(1.8, 1.7, 1.9, 2, "p")
-    path = Report("02", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured, "reproduced")], RUNS)
+    path = Report("02", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured)], RUNS)
     row = pd.read_csv(path).iloc[0]
     assert tuple(row.index) == claims.COLUMNS
     assert (row.claim_id, row.measured, row.ci_low, row.ci_high, row.n_seeds) == ("000-fmd-gap", 1.8, 1.7, 1.9, 2)
     assert row.published == pytest.approx(425.8 / 241.4) and row.verdict == "reproduced"
     assert row.runs.count("train-mnist-resunet64") == 2
     with pytest.raises(ValueError, match="belongs to notebook 02"):
-        Report("03", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured, "reproduced")], RUNS)
+        Report("03", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured)], RUNS)
 
 
 def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
@@ -154,8 +156,31 @@ def test_dots_draw_every_seed_however_many():
         f"seed {seed}" for seed in range(8)]
 
 
-def test_labels_that_would_lie_on_another_are_left_out_and_those_of_the_front_come_first():
-    x, y = [1.0, 1.05, 100.0, 1.05], [10.0, 10.2, 1000.0, 100.0]
-    shown = plots.legible(x, y, [False, True, False, False])
-    assert shown.tolist() == [False, True, True, True]  # the first lies on the second, which is on the front
-    assert plots.legible(x, y, [False] * 4).tolist() == [True, False, True, True]
+def test_names_lie_on_no_point_and_no_other_name_and_those_without_room_are_returned():
+    _, ax = plt.subplots(figsize=(4, 3))
+    x, y = [1, 1.02, 3, 9], [1, 1.02, 3, 9]
+    ax.plot(x, y, "o", ms=5)
+    names = ["one", "its neighbour", "three", "nine"]
+    assert plots.name_points(ax, x, y, names) == []
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == names
+    assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+    points = ax.transData.transform(np.column_stack([x, y]))
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in boxes)
+    crowd = [1.0] * 20
+    assert plots.name_points(ax, crowd, crowd, [f"number {i}" for i in range(20)])[-1] == "number 19"
+
+
+def test_rows_of_a_ledger_are_drawn_as_measured_over_published():
+    ledger = pd.DataFrame({"claim_id": ["a", "b", "c"], "published": [2.0, -4.0, 5.0], "measured": [1.0, -8.0, 5.0],
+                           "ci_low": [-1.0, -10.0, np.nan], "ci_high": [3.0, -6.0, np.nan],
+                           "verdict": [claims.TOO_WIDE, "direction only", "reproduced"]})
+    first, second = plots.against_published(ledger).axes
+    assert [t.get_text() for t in first.get_yticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in second.get_yticklabels()] == ["c"]
+    bars, marks = first.lines[0:4:2], first.lines[1:4:2]
+    assert [line.get_xdata()[0] for line in marks] == [0.5, 2.0]
+    assert list(bars[0].get_xdata()) == [1e-9, 1.5]  # to the edge: the interval holds zero
+    assert list(bars[1].get_xdata()) == [2.5, 1.5]
+    assert marks[1].get_color() == plots.VERDICT_COLOURS["direction only"]

@@ -1,6 +1,6 @@
 """The one look of the study: style, colours, and the few plots that more than one notebook draws."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -10,10 +10,14 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from . import claims
 from .paths import LIBRARY
 
 # one colour per recipe everywhere; their lightness differs too, so they can be told apart in grey
@@ -27,7 +31,11 @@ COLOURS = {
 }
 
 WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
-LABEL = (0.28, 0.045)  # width and height of one beside a point of `costs`, in axis lengths
+HALO = withStroke(linewidth=2, foreground="white")  # of a name on a line
+MARKER = 4  # half of a point's height, in pixels: no name lies on it
+# where a name may stand beside its point, the best place first: offset in points, and how it is aligned there
+BESIDE = ((5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),
+          (4, 4, "left", "bottom"), (4, -4, "left", "top"), (-4, 4, "right", "bottom"), (-4, -4, "right", "top"))
 EVERY = 5  # rows of a log from one drawing of a live loss to the next
 
 VERDICT_COLOURS = {
@@ -123,33 +131,67 @@ def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
 
 
 def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
-    """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and labels, the
-    best first, where there is room for them."""
+    """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and their labels,
+    the best first: see `name_points`."""
     for (net, part), marker in zip(frame.groupby("net"), cycle("so^"), strict=False):
         ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
-    for row in frame[legible(frame[cost], frame[quality], best)].itertuples():
-        ax.annotate(row.label, (getattr(row, cost) * factor, getattr(row, quality)), fontsize=5, xytext=(3, 2),
-                    textcoords="offset points")
     line = frame[best].sort_values(cost)
     ax.step(line[cost] * factor, line[quality], where="post", color="0.5", lw=1)
-    ax.set_xscale("log")
+    ax.set(xscale="log", yscale="log")
     for ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         ticks("{x:,.0f}")
     ax.tick_params(axis="x", which="both", labelsize=6)
+    ax.margins(x=0.2)
+    ordered = pd.concat([frame[best], frame[~best]])
+    name_points(ax, ordered[cost] * factor, ordered[quality], ordered.label)
 
 
-def legible(x: ArrayLike, y: ArrayLike, first: ArrayLike) -> NDArray:
-    """Which labels to the right of points on two log axes do not lie on another: those of `first` are chosen first.
+def name_points(ax: Axes, x: ArrayLike, y: ArrayLike, names: Iterable[str], size: float = 5.5) -> list[str]:
+    """Write names beside points, on a side where they lie on no other point or name; returns those that found none.
 
-    Shapes    x, y > 0, first booleans, (n,) -> booleans (n,).
+    Earlier names choose first.  Call it last: the axes' limits and scales are to be final.
     """
-    logs = np.log([x, y])
-    places = ((logs - logs.min(1, keepdims=True)) / np.maximum(np.ptp(logs, 1, keepdims=True), 1e-9)).T
-    chosen: list[int] = []
-    for i in np.lexsort((np.asarray(y), ~np.asarray(first))):
-        if not any((abs(places[i] - places[j]) < LABEL).all() for j in chosen):
-            chosen.append(i)
-    return np.isin(np.arange(len(places)), chosen)
+    ax.figure.canvas.draw()
+    points = ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_extents(*(p - MARKER), *(p + MARKER)) for p in points]
+    left_out = []
+    for point, name in zip(np.column_stack([x, y]), names, strict=True):
+        for dx, dy, side, height in BESIDE:
+            text = ax.annotate(name, point, (dx, dy), textcoords="offset points", ha=side, va=height, fontsize=size,
+                               path_effects=[HALO])
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1:
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            left_out.append(name)
+    return left_out
+
+
+def against_published(frame: pd.DataFrame, columns: int = 2) -> Figure:
+    """Rows of a ledger as measured over published, with their intervals, in the colours of the verdicts; log axis.
+
+    An interval that reaches zero has no end on a log axis: it is drawn to the edge.
+    """
+    size = -(-len(frame) // columns)
+    fig, axes = plt.subplots(1, columns, figsize=(4.7 * columns, 0.7 + 0.22 * max(size, 1)), squeeze=False)
+    for i, ax in enumerate(axes[0]):
+        part = frame.iloc[i * size : (i + 1) * size]
+        for y, row in enumerate(part.itertuples()):
+            ends = [max(end / row.published, 1e-9) for end in (row.ci_low, row.ci_high)]
+            ax.plot(ends, [y, y], color="0.6", lw=1.4)
+            ax.plot(row.measured / row.published, y, "o", ms=4, color=VERDICT_COLOURS[claims.state(row.verdict)])
+        ax.axvline(1, color="0.3", ls="--", lw=1)
+        ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
+        ax.set(xscale="log", xlim=(0.1, 12), ylim=(size - 0.5, -0.5), xticks=ticks, xticklabels=ticks)
+        ax.set(xlabel="measured over published (1: the same)")
+        ax.set_yticks(range(len(part)), part.claim_id, fontsize=7)
+        ax.minorticks_off()
+    names = dict.fromkeys(map(claims.state, frame.verdict))
+    marks = [Line2D([], [], ls="", marker="o", ms=4, color=VERDICT_COLOURS[name]) for name in names]
+    fig.legend(marks, names, fontsize=7, loc="outside upper center", ncols=5)
+    return fig
 
 
 def colour_of(row) -> str:

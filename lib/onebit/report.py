@@ -124,19 +124,19 @@ class Report:
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
 
-    def claims(self, decided: Iterable[tuple], runs: Iterable[Run] = ()) -> Path:
-        """Show and save the ledger's rows this notebook decides: (claim_id, measured, verdict) each, or with the runs
-        that this claim rests on as a fourth; others rest on `runs`.
+    def claims(self, measured: Iterable[tuple], runs: Iterable[Run] = ()) -> Path:
+        """Show and save the ledger's rows this notebook measures: (claim_id, measured) each, or with the runs that this
+        claim rests on as a third, and its premise as a fourth; others rest on `runs`.  `claims.decide` decides.
 
         Raises    ValueError as `claims.row`.
         """
         runs = list(runs)
-        rows = [claims.row(claim, measured, verdict, own[0] if own else runs, self.notebook)
-                for claim, measured, verdict, *own in decided]
+        rows = [claims.row(claim, found, own[0] if own else runs, self.notebook, *own[1:])
+                for claim, found, *own in measured]
         frame = pd.DataFrame(rows, columns=claims.COLUMNS)
         path = self._path("claims")
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
-        self._note(path.with_suffix(".csv"), "Claims this notebook decides, by the rules above.", runs)
+        self._note(path.with_suffix(".csv"), "Claims this notebook decides, by their rules in claims.toml.", runs)
         page = frame[["claim", "verdict", "published", "measured", "ci_low", "ci_high", "claim_id"]]
         display(Markdown(_literal(page).to_markdown(index=False, floatfmt=".4g")))
         return path.with_suffix(".csv")

@@ -4,6 +4,7 @@ The claims are data (`claims.toml`); a verdict is always the result of one of a 
 decides and nobody's opinion of it.
 """
 
+from .decide import LENIENCE, bounds, decide, sensitivity
 from .ledger import COLUMNS, MEASURED, assemble, retake, row, summary
 from .rules import (
     CONTRADICTED,
@@ -23,6 +24,7 @@ from .rules import (
 )
 from .source import SOURCES, Claim, load
 
-__all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE", "REPRODUCED",
-           "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "by_count", "by_ratio", "by_threshold", "by_value",
-           "given", "load", "of_one_run", "retake", "row", "state", "summary"]
+__all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "LENIENCE", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE",
+           "REPRODUCED", "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "bounds", "by_count", "by_ratio",
+           "by_threshold", "by_value", "decide", "given", "load", "of_one_run", "retake", "row", "sensitivity", "state",
+           "summary"]

@@ -9,8 +9,9 @@ import pandas as pd
 from ..metrics.estimate import Estimate
 from ..study import Run
 from ..study.results import training_entry
+from .decide import decide
 from .rules import NOT_TESTABLE, VERDICTS, interval
-from .source import FILE, Claim, load
+from .source import Claim, known, load
 
 COLUMNS = (
     "claim_id", "source", "claim", "published",
@@ -19,15 +20,18 @@ COLUMNS = (
 MEASURED = ("measured", "ci_low", "ci_high", "n_seeds", "verdict", "runs")  # what a notebook adds to a claim
 
 
-def row(claim_id: str, measured: Estimate | float, verdict: str, runs: Iterable[Run] = (), notebook: str = "") -> dict:
-    """The ledger's row for a claim that `notebook` has decided, as a dict of COLUMNS.
+def row(
+    claim_id: str, measured: Estimate | float, runs: Iterable[Run] = (), notebook: str = "",
+    premise: Estimate | float | None = None,
+) -> dict:
+    """The ledger's row for a claim that `notebook` has measured, as a dict of COLUMNS; the verdict is `decide`'s.
 
     Units     measured: as the claim's `unit`.  n_seeds: different training seeds among `runs`, or 1 for an estimate
               without an interval: of the runs of a notebook, a claim may rest on those of one seed.
-    Raises    ValueError for an unknown claim, one that another notebook decides, a verdict that is none of VERDICTS
-              (with or without a reason in brackets), or a measured number that is not finite.
+    Raises    ValueError for an unknown claim, one that another notebook decides, a measured number that is not finite,
+              and as `decide`.
     """
-    claim = _known(claim_id)
+    claim = known(claim_id)
     if notebook != claim.notebook:
         place = f"notebook {claim.notebook}" if claim.notebook else f"no notebook ({claim.out_of_reach})"
         raise ValueError(f"claim {claim_id} belongs to {place}, got {notebook!r}")
@@ -38,22 +42,22 @@ def row(claim_id: str, measured: Estimate | float, verdict: str, runs: Iterable[
         "ci_low": low if isinstance(measured, Estimate) else math.nan,
         "ci_high": high if isinstance(measured, Estimate) else math.nan,
         "n_seeds": 1 if isinstance(measured, Estimate) and math.isnan(low) else len({run.seed for run in runs}),
-        "verdict": _known_verdict(claim_id, verdict),
+        "verdict": decide(claim_id, measured, premise),
         "runs": " ".join(sorted({training_entry(run).name for run in runs})),
     }
 
 
-def summary(decided: dict[str, list[tuple[str, Estimate | float, str]]]) -> pd.DataFrame:
+def summary(measured: dict[str, list[tuple[str, Estimate | float]]]) -> pd.DataFrame:
     """The same claims under the same rules on other arms than the source's: one row per arm and claim.
 
-    `decided` maps an arm to (claim_id, measured, verdict) each.  Raises ValueError as `row`.
+    `measured` maps an arm to (claim_id, measured) each.  Raises ValueError as `row`.
     """
     rows = []
-    for arm, one in decided.items():
-        for claim_id, measured, verdict in one:
-            claim, (value, low, high) = _known(claim_id), interval(measured)
+    for arm, pairs in measured.items():
+        for claim_id, one in pairs:
+            claim, (value, low, high) = known(claim_id), interval(one)
             rows.append({"arm": arm, "claim": claim.claim, "published": claim.published, "measured": value, "low": low,
-                         "high": high, "verdict": _known_verdict(claim_id, verdict)})
+                         "high": high, "verdict": decide(claim_id, one)})
     return pd.DataFrame(rows)
 
 
@@ -72,7 +76,7 @@ def assemble(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
         if missing:
             raise ValueError(f"a frame of claims lacks the columns {', '.join(missing)}; its rows come from claims.row")
         for record in frame.to_dict("records"):
-            claim = _known(record["claim_id"], claims)
+            claim = known(record["claim_id"], claims)
             if claim.claim_id in decided:
                 raise ValueError(f"claim {claim.claim_id} is decided twice")
             if claim.notebook is None:
@@ -108,13 +112,6 @@ def _record(claim: Claim) -> dict:
         "claim_id": claim.claim_id, "source": claim.source, "claim": claim.claim, "published": claim.published,
         "n_seeds": 0, "verdict": f"{NOT_TESTABLE} ({why})", "notebook": claim.notebook or "", "runs": "",
     }
-
-
-def _known(claim_id: str, claims: dict[str, Claim] | None = None) -> Claim:
-    claims = claims or load()
-    if claim_id not in claims:
-        raise ValueError(f"unknown claim {claim_id!r}; the claims are in {FILE.name}")
-    return claims[claim_id]
 
 
 def _known_verdict(claim_id: str, verdict: Any) -> str:

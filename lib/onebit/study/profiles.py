@@ -25,8 +25,8 @@ class Profile:
     few              training images of the positive control of memorization
     walk_*           pairs of latents, and frames between each pair, of the interpolation study
     solver_*         samples and numbers of steps at which samplers are compared; ancestral_steps: of the published one
-    scarce           sizes of the small training sets of `scarce.py`, each with its number of seeds; scarce_steps,
-                     scarce_batch: of the trainings on them
+    scarce           the trainings on few images of `scarce.py`: images, steps, and number of seeds; scarce_batch:
+                     images per step
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`)
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
@@ -52,8 +52,7 @@ class Profile:
     judge_epochs: int
     reference_images: int
     few: int
-    scarce: tuple[tuple[int, int], ...]
-    scarce_steps: int
+    scarce: tuple[tuple[int, int, int], ...]
     scarce_batch: int
     walk_pairs: int
     walk_frames: int
@@ -81,7 +80,7 @@ PROFILES = {
         name="smoke", resunet_width=4, unet_width=4, narrow_width=2, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
-        few=200, scarce=((50, 2),), scarce_steps=20, scarce_batch=16,
+        few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
         walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,),
         ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
@@ -93,7 +92,7 @@ PROFILES = {
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, resunet_epochs=(20, 20, 20), unet_steps=6_000,
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2), protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
-        few=200, scarce=((100, 3),), scarce_steps=3_000, scarce_batch=64,
+        few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
         walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
         ablation_steps=2_000, ablation_rows=(6, 4, 1),
     ),
@@ -103,7 +102,8 @@ PROFILES = {
         unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
-        few=200, scarce=((100, 3), (1_000, 3)), scarce_steps=10_000, scarce_batch=64,
+        few=200, scarce=((100, 10_000, 3), (100, 40_000, 3), (1_000, 10_000, 3), (1_000, 40_000, 3)),
+        scarce_batch=64,
         walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
         ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
         subset_samples=2_000,
@@ -115,12 +115,13 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "batch": 64, "resunet_epochs": (30, 45, 60),
         "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
-        "few": 64, "scarce": ((32, 2),), "scarce_steps": 400, "scarce_batch": 32, "walk_pairs": 12,
+        "few": 64, "scarce": ((32, 400, 2), (32, 1_600, 2), (128, 400, 2), (512, 400, 2)), "scarce_batch": 32,
+        "walk_pairs": 12,
         "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
         "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_rows": (3, 1),
         "fitted_bits": (1, 2, 4),
     },
     "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128,
-              "scarce": ((32, 3), (256, 3)), "scarce_steps": 3_000, "scarce_batch": 32},
+              "scarce": ((32, 3_000, 3), (32, 12_000, 3), (256, 3_000, 3)), "scarce_batch": 32},
 }

@@ -18,25 +18,29 @@ if TYPE_CHECKING:
 NOISE = 0.2  # of the noisy copies, and of the noisy held-out images beside them
 CONTROLS = (("held-out", 0.0), ("noisy", NOISE), ("training", 0.0), ("noisy-copies", NOISE))
 FAMILIES = ("overfitting", "copying", "headline")
+COLUMNS = ("training_loss", "held_out_loss", "loss_gap", "nearer_seen", "memorized", "distance_ratio", "frechet")
 
 
-def arms(study: "Study", images: int) -> dict[str, list[Run]]:
-    """Networks trained on so many images, by name, at as many seeds as the profile has: the float U-Net, its strictly
+def arms(study: "Study", images: int, steps: int, seeds: int) -> dict[str, list[Run]]:
+    """Networks trained on so many images for so many steps, by name, one per seed: the float U-Net, its strictly
     1-bit twin, and a float one of no more bytes.  Batches and noise are the same for all of a seed."""
-    size = study.profile
     wide, one_bit = (study.unet(recipes=(recipe,))[0] for recipe in ("fp16", "strict-1bit"))
-    narrow = replace(wide, width=size.narrow_width)
+    narrow = replace(wide, width=study.profile.narrow_width)
     named = {f"float, width {wide.width}": wide, f"1 bit, width {wide.width}": one_bit,
              f"float, width {narrow.width}": narrow}
-    changes = {"dataset": f"{study.dataset}@{images}", "steps": size.scarce_steps, "batch": size.scarce_batch,
-               "warmup": min(wide.warmup, size.scarce_steps // 4)}
-    seeds = range(dict(size.scarce)[images])
-    return {name: [replace(run, **changes, seed=seed) for seed in seeds] for name, run in named.items()}
+    changes = {"dataset": f"{study.dataset}@{images}", "steps": steps, "batch": study.profile.scarce_batch,
+               "warmup": min(wide.warmup, steps // 4)}
+    return {name: [replace(run, **changes, seed=seed) for seed in range(seeds)] for name, run in named.items()}
 
 
 def runs(study: "Study") -> list[Run]:
-    """Every training, the fewest images first."""
-    return [run for images, _ in study.profile.scarce for group in arms(study, images).values() for run in group]
+    """Every training, in the order of the profile."""
+    return [run for case in study.profile.scarce for group in arms(study, *case).values() for run in group]
+
+
+def sizes(study: "Study") -> list[int]:
+    """Numbers of training images, each once."""
+    return sorted({images for images, *_ in study.profile.scarce})
 
 
 def source(study: "Study", run: Run) -> Samples:
@@ -59,7 +63,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
         yield Job(results.samples_entry(run, drawn.request), partial(results.samples, run, drawn.request), shown=False)
         for family in FAMILIES:
             yield _measuring(study, family, drawn)
-    for images, _ in study.profile.scarce:
+    for images in sizes(study):
         for control in controls(study, images):
             yield _measuring(study, "copying", control)
 
@@ -71,23 +75,22 @@ def _measuring(study: "Study", family: str, measured: Samples | Control) -> "Job
 
 
 def table(study: "Study") -> "pd.DataFrame":
-    """One row per training: training images, network, seed, the loss on images trained on and on held-out ones, their
-    gap, three measures of copying, and the Fréchet distance of as many samples."""
+    """One row per training: training images, steps, epochs (how often each image was trained on, in the mean), network,
+    seed, the loss on images trained on and on held-out ones, their gap, three measures of copying, and the Fréchet
+    distance of as many samples."""
     import pandas as pd
 
     rows = []
-    for images, _ in study.profile.scarce:
-        for name, group in arms(study, images).items():
+    for images, steps, seeds in study.profile.scarce:
+        epochs = steps * study.profile.scarce_batch / images
+        for name, group in arms(study, images, steps, seeds).items():
             for run in group:
                 found = {}
                 for family in FAMILIES:
                     found |= study.evaluate(family, source(study, run)).estimates
-                rows.append({"images": images, "network": name, "net": run.net, "seed": run.seed}
-                            | {column: found[column].value for column in COLUMNS})
+                rows.append({"images": images, "steps": steps, "epochs": epochs, "network": name, "net": run.net,
+                             "seed": run.seed} | {column: found[column].value for column in COLUMNS})
     return pd.DataFrame(rows)
-
-
-COLUMNS = ("training_loss", "held_out_loss", "loss_gap", "nearer_seen", "memorized", "distance_ratio", "frechet")
 
 
 def control_table(study: "Study") -> "pd.DataFrame":
@@ -95,7 +98,7 @@ def control_table(study: "Study") -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for images, _ in study.profile.scarce:
+    for images in sizes(study):
         for control in controls(study, images):
             found = study.evaluate("copying", control).estimates
             rows.append({"images": images, "control": control.kind, "noise": control.level}
