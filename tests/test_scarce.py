@@ -61,16 +61,23 @@ def test_noisy_copies_are_the_training_images_with_the_noise_of_the_noisy_held_o
 @pytest.mark.parametrize("dataset", ["mnist", "digits"])
 def test_networks_on_few_images_differ_from_each_other_in_what_their_names_say(profile, dataset):
     study = Study.named(profile, dataset)
-    for images, seeds in study.profile.scarce:
-        wide, one_bit, small = scarce.arms(study, images).values()
+    for images, steps, seeds in study.profile.scarce:
+        wide, one_bit, small = scarce.arms(study, images, steps, seeds).values()
         assert [run.seed for run in wide] == list(range(seeds))
-        assert {run.dataset for run in wide} == {f"{dataset}@{images}"}
+        assert {(run.dataset, run.steps) for run in wide} == {(f"{dataset}@{images}", steps)}
         assert [replace(run, recipe="fp16") for run in one_bit] == wide
         assert [replace(run, width=study.profile.unet_width) for run in small] == wide
         assert {run.recipe for run in one_bit} == {"strict-1bit"}
         assert {run.width for run in small} == {narrow.runs(study)[0].width}
         assert all(run.warmup <= run.steps // 4 for run in wide)
         assert study.profile.scarce_batch <= images <= data.train_size(dataset) // 2
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("dataset", ["mnist", "digits"])
+def test_the_first_case_has_the_fewest_images_and_several_seeds_for_the_claims(profile, dataset):
+    (images, steps, seeds), *others = Study.named(profile, dataset).profile.scarce
+    assert seeds >= 2 and all(more >= images and (more, longer) != (images, steps) for more, longer, _ in others)
 
 
 def test_every_training_is_measured_from_its_own_samples():

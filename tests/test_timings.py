@@ -11,7 +11,7 @@ import torch
 
 from onebit import nets, recipes
 from onebit.metrics import Estimate
-from onebit.study import Study, agreement, narrow, results, timings, tradeoff
+from onebit.study import Study, agreement, evaluation, narrow, results, timings, tradeoff
 from onebit.study.evaluation import Measured
 from onebit.study.network_costs import file_bytes, raised_by
 from onebit.study.sources import PackedSamples
@@ -63,6 +63,29 @@ def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
     float_one, one_bit, narrow_one = narrow.arms(laptop).values()
     assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:3]
     assert [(run.seed, run.recipe) for run in one_bit] == [(run.seed, "strict-1bit") for run in float_one]
+
+
+def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
+    laptop = Study.named("laptop", "mnist")
+    jobs = {job.entry.name for job in narrow.jobs(laptop)}
+    for run in (run for trained in narrow.arms(laptop).values() for run in trained):
+        for source in (laptop.reestimated(run), laptop.stochastic(run)):
+            assert results.samples_entry(run, source.request).name in jobs
+            for family in ("headline", "divergence", "legibility"):
+                assert evaluation.entry(family, source, laptop.protocol).name in jobs
+    assert laptop.stochastic(run).request.sampler == "ddim-eta1" != laptop.reestimated(run).request.sampler
+
+
+def test_ratios_at_equal_bytes_are_paired_by_seed():
+    """1/2 and 2/1: a geometric mean of 1, whatever the seeds' own level."""
+    columns = dict.fromkeys(["loss", *narrow.MEASURES], 1.0)
+    frame = pd.DataFrame([{"network": name, "seed": seed} | columns | {"frechet": value} for name, seed, value in [
+        ("wide", 0, 9), ("wide", 1, 9), ("1 bit", 0, 1), ("1 bit", 1, 200), ("narrow", 1, 100), ("narrow", 0, 2)]])
+    found = narrow.ratios(frame).set_index("measure")
+    assert list(found.index) == ["loss", *narrow.MEASURES]
+    assert found.ratio["frechet"] == pytest.approx(1) and found.ratio["kid"] == 1 and (found.seeds == 2).all()
+    half = 12.706204736 * math.log(2)  # t(1) times the deviation of -log 2 and log 2, sqrt(2) log 2, over sqrt(2)
+    assert math.log(found.high["frechet"]) == pytest.approx(half, rel=1e-6)
 
 
 def test_quality_is_of_every_seed_of_what_one_seed_is_timed_of():

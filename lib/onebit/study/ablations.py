@@ -24,7 +24,6 @@ HEADLINE = 2  # up to this priority
 FAMILIES = ("headline", "manifold", "divergence", "denoising")
 SAMPLERS = ("ddim", "pndm", "dpm-solver++")  # BinaryDM's table 3: DDIM, PLMS, DPM-Solver
 STRIDED = ("W1A1 XNOR", "W1A1 XNOR +TBS", "W1A1 BiDM", "W1A1 no connections", "W1A1 connections 20 apart")
-FINE = 200  # steps, for strides of 5 timesteps: the finer of those that BiDM's samplers take
 SAMPLED = ("W1A4 base", "W1A4 +EBB +LRM")  # the rows of that table
 # one training under two names, since EBB that goes over to one basis at the first step is the plain rule
 TWINS = {"W1A32 +LRM": "EBB transition 0"}
@@ -203,14 +202,14 @@ def by_sampler(study: "Study") -> list[tuple[Ablation, str, "Samples"]]:
 
 
 def by_stride(study: "Study") -> list[tuple[Ablation, int, "Samples"]]:
-    """The rows of STRIDED at the first seed: fewer samples, of the usual steps and of FINE ones, from the same noise.
+    """The rows of STRIDED at the first seed: fewer samples, of the usual steps and of finer ones, from the same noise.
 
     Connections are trained on the next timestep, in one row on that 20 away, and used on whatever the sampler visited
     before.
     """
     size = study.profile
     requests = [SampleSpec("ddim", steps, size.solver_samples, reestimated=True)
-                for steps in (size.sample_steps, FINE)]
+                for steps in (size.sample_steps, size.fine_steps)]
     return [(row, request.steps, replace(study.reestimated(run), request=request))
             for row, run in trained(study) if row.label in STRIDED and run.seed == size.unet_seeds[0]
             for request in requests]

@@ -5,13 +5,33 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..metrics import geometric_over_seeds
 from . import evaluation, results
 from .run import Run
+from .sources import Samples
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .study import Job, Study
+
+
+def _plain(study: "Study", run: Run) -> Samples:
+    return study.reestimated(run)
+
+
+def _noised(study: "Study", run: Run) -> Samples:
+    return study.stochastic(run)
+
+
+# columns of `table`: family, estimate, and the samples it is taken on
+MEASURES = {
+    "held_out_loss": ("denoising", "held_out_loss", _plain),
+    "frechet": ("headline", "frechet", _plain), "frechet_noised": ("headline", "frechet", _noised),
+    "kid": ("divergence", "kid", _plain), "kid_noised": ("divergence", "kid", _noised),
+    "panel_agreement": ("legibility", "panel_agreement", _plain),
+    "panel_agreement_noised": ("legibility", "panel_agreement", _noised),
+}
 
 
 def runs(study: "Study") -> list[Run]:
@@ -28,20 +48,20 @@ def arms(study: "Study") -> dict[str, list[Run]]:
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
-    """The narrow network's trainings, samples with statistics estimated anew, and metrics; the others have theirs."""
+    """The narrow network's trainings, and what every arm is measured by: samples without and with fresh noise, with
+    batch-norm statistics estimated anew."""
     from .study import Job
 
-    for run in runs(study):
-        source = study.reestimated(run)
-        draw = partial(results.samples, run, source.request)
+    for run in (run for trained in arms(study).values() for run in trained):
         yield Job(results.training_entry(run), partial(results.training, run))
-        yield Job(results.samples_entry(run, source.request), draw, shown=False)
-        yield Job(evaluation.entry("headline", source, study.protocol), partial(study.evaluate, "headline", source))
+        for family, source in dict.fromkeys((family, source(study, run)) for family, _, source in MEASURES.values()):
+            yield Job(results.samples_entry(run, source.request), partial(results.samples, run, source.request),
+                      shown=False)
+            yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
 
 
 def table(study: "Study") -> "pd.DataFrame":
-    """One row per training: network, seed, parameters, bytes of its file, final loss, Fréchet distance, and the
-    judge's confidence.
+    """One row per training: network, seed, parameters, bytes of its file, the loss it ended with, and MEASURES.
 
     `bytes` is the packed file's size, of a float network its 16-bit file's.
     """
@@ -53,9 +73,22 @@ def table(study: "Study") -> "pd.DataFrame":
     for name, trained in arms(study).items():
         size = _bytes(trained[0])
         for run in trained:
-            found = study.evaluate("headline", study.reestimated(run)).estimates
-            rows.append({"network": name, "seed": run.seed, **size, "loss": final_terms(run)["loss"],
-                         "frechet": found["frechet"].value, "judge_confidence": found["judge_confidence"].value})
+            found = {column: study.evaluate(family, source(study, run)).estimates[estimate].value
+                     for column, (family, estimate, source) in MEASURES.items()}
+            rows.append({"network": name, "seed": run.seed, **size, "loss": final_terms(run)["loss"], **found})
+    return pd.DataFrame(rows)
+
+
+def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Every measure of `table`, 1 bit over the float network of no more bytes: ratio and interval, paired by seed."""
+    import pandas as pd
+
+    _, one_bit, narrow = frame.network.unique()
+    rows = []
+    for measure in ("loss", *MEASURES):
+        by_seed = frame.pivot(index="seed", columns="network", values=measure)
+        found = geometric_over_seeds(by_seed[one_bit] / by_seed[narrow], f"{measure}, {one_bit} over {narrow}")
+        rows.append({"measure": measure, "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)
 
 

@@ -63,6 +63,7 @@ class Profile:
     ablation_renormed: int = 7
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
+    fine_steps: int = 200  # a stride of 5 timesteps: the finer of those that BiDM's samplers take
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
     full_anywhere: bool = False
@@ -82,7 +83,7 @@ PROFILES = {
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
         walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
-        ancestral_steps=(5,),
+        ancestral_steps=(5,), fine_steps=20,
         ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
         fitted_bits=(1, 2),
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
