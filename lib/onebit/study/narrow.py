@@ -32,6 +32,7 @@ MEASURES = {
     "panel_agreement": ("legibility", "panel_agreement", _plain),
     "panel_agreement_noised": ("legibility", "panel_agreement", _noised),
 }
+OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
 
 
 def runs(study: "Study") -> list[Run]:
@@ -48,20 +49,26 @@ def arms(study: "Study") -> dict[str, list[Run]]:
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
-    """The narrow network's trainings, and what every arm is measured by: samples without and with fresh noise, with
+    """The narrow network's trainings, and what the arms are measured by: samples without and with fresh noise, with
     batch-norm statistics estimated anew."""
     from .study import Job
 
-    for run in (run for trained in arms(study).values() for run in trained):
-        yield Job(results.training_entry(run), partial(results.training, run))
-        for family, source in dict.fromkeys((family, source(study, run)) for family, _, source in MEASURES.values()):
-            yield Job(results.samples_entry(run, source.request), partial(results.samples, run, source.request),
-                      shown=False)
-            yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+    for arm, trained in enumerate(arms(study).values()):
+        for run in trained:
+            yield Job(results.training_entry(run), partial(results.training, run))
+            for family, source in dict.fromkeys((family, of(study, run)) for family, _, of in _of(arm).values()):
+                draw = partial(results.samples, run, source.request)
+                yield Job(results.samples_entry(run, source.request), draw, shown=False)
+                yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+
+
+def _of(arm: int) -> dict:
+    return MEASURES if arm else {column: MEASURES[column] for column in OF_WIDE}
 
 
 def table(study: "Study") -> "pd.DataFrame":
-    """One row per training: network, seed, parameters, bytes of its file, the loss it ended with, and MEASURES.
+    """One row per training: network, seed, parameters, bytes of its file, the loss it ended with, and MEASURES; of the
+    wide float network OF_WIDE alone.
 
     `bytes` is the packed file's size, of a float network its 16-bit file's.
     """
@@ -70,11 +77,11 @@ def table(study: "Study") -> "pd.DataFrame":
     from .ablation_tables import final_terms
 
     rows = []
-    for name, trained in arms(study).items():
+    for arm, (name, trained) in enumerate(arms(study).items()):
         size = _bytes(trained[0])
         for run in trained:
             found = {column: study.evaluate(family, source(study, run)).estimates[estimate].value
-                     for column, (family, estimate, source) in MEASURES.items()}
+                     for column, (family, estimate, source) in _of(arm).items()}
             rows.append({"network": name, "seed": run.seed, **size, "loss": final_terms(run)["loss"], **found})
     return pd.DataFrame(rows)
 
