@@ -88,6 +88,24 @@ def test_ratios_at_equal_bytes_are_paired_by_seed():
     assert math.log(found.high["frechet"]) == pytest.approx(half, rel=1e-6)
 
 
+def test_loss_ratios_are_geometric_means_of_pairs():
+    losses = {(0, "strict-1bit"): [2.0, 8.0], (0, "fp16"): [1.0, 1.0], (1, "strict-1bit"): [1.0, 2.0],
+              (1, "fp16"): [2.0, 1.0]}
+
+    class Told:
+        profile, unet, reestimated = STUDY.profile, STUDY.unet, STUDY.reestimated
+
+        def evaluate(self, family, source):
+            run = source.run
+            assert family == "denoising" and (run.recipe == "strict-1bit" or run.width == STUDY.profile.narrow_width)
+            return Measured({}, {"losses": np.array(losses[run.seed, run.recipe]), "timesteps": np.array([50, 150])})
+
+    seeds = len(narrow.runs(STUDY))
+    found = narrow.loss_ratios(Told())
+    pairs = [np.array(losses[s, "strict-1bit"]) / losses[s, "fp16"] for s in range(seeds)]
+    assert found == pytest.approx(dict(zip([50, 150], np.prod(pairs, axis=0) ** (1 / seeds), strict=True)))
+
+
 def test_quality_is_of_every_seed_of_what_one_seed_is_timed_of():
     laptop = Study.named("laptop", "mnist")
     sources = tradeoff._sources(laptop)

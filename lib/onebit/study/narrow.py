@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..metrics import geometric_over_seeds
+import numpy as np
+
 from . import evaluation, results
 from .run import Run
 from .sources import Samples
@@ -90,6 +91,8 @@ def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Every measure of `table`, 1 bit over the float network of no more bytes: ratio and interval, paired by seed."""
     import pandas as pd
 
+    from ..metrics import geometric_over_seeds
+
     _, one_bit, narrow = frame.network.unique()
     rows = []
     for measure in ("loss", *MEASURES):
@@ -97,6 +100,15 @@ def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
         found = geometric_over_seeds(by_seed[one_bit] / by_seed[narrow], f"{measure}, {one_bit} over {narrow}")
         rows.append({"measure": measure, "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)
+
+
+def loss_ratios(study: "Study") -> dict[int, float]:
+    """The loss on held-out images by timestep, 1 bit over the float network of no more bytes: geometric mean of the
+    ratio over seeds."""
+    found = [[study.evaluate("denoising", study.reestimated(run)).arrays for run in pair]
+             for pair in zip(*list(arms(study).values())[1:], strict=True)]
+    logs = np.mean([np.log(one_bit["losses"] / narrow["losses"]) for one_bit, narrow in found], axis=0)
+    return dict(zip(found[0][0]["timesteps"].tolist(), np.exp(logs).tolist(), strict=True))
 
 
 def _bytes(run: Run) -> dict[str, int]:
