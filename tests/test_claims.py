@@ -114,6 +114,9 @@ def test_a_claim_is_read_as_it_is_written(tmp_path):
     ({"at_most": "0.7"}, "at_least no more than at_most"),
     ({"null": "0.5"}, "null is 0 or 1"), ({"tolerance": "-1"}, "tolerance zero or more"),
     ({"at_least": "0"}, "the bounds of a ratio are above zero"),
+    ({"at_least": "-5"}, "the bounds of a ratio are above zero"),
+    ({"at_least": None, "count": "1"}, "count has to be a whole number"),
+    ({"at_least": None, "count": "2.5"}, "count has to be a whole number"),
     ({"premise": "0.6"}, "a premise needs a number and"), ({"without": '"no copies"'}, "a premise needs a number and"),
     ({"compare": '"value"', "at_least": None, "published": "1", "rival": '"x"'}, "no claim with a number is its rival"),
 ])

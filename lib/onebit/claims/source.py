@@ -129,6 +129,8 @@ def _claim(claim_id: str, table: Any) -> Claim:
 def _check_rule(claim: Claim) -> None:
     """One rule, and one that fits: see the head of claims.toml."""
     against_published = claim.compare in ("value", "ratio", "difference")
+    if claim.count is not None and (type(claim.count) is not int or claim.count < 2):
+        raise ValueError(f"count has to be a whole number of signs, two or more, got {claim.count}")
     if claim.bounded and claim.count is not None:
         raise ValueError("say either bounds or a count")
     if against_published and (claim.bounded or claim.count is not None):
@@ -139,7 +141,7 @@ def _check_rule(claim: Claim) -> None:
         raise ValueError("only a value has a rival")
     if claim.null not in (0, 1) or not claim.at_least <= claim.at_most or claim.tolerance < 0:
         raise ValueError("null is 0 or 1, at_least no more than at_most, and tolerance zero or more")
-    if claim.null == 1 and min(abs(claim.at_least), claim.at_most) <= 0:
+    if claim.null == 1 and any(bound <= 0 for bound in (claim.at_least, claim.at_most) if math.isfinite(bound)):
         raise ValueError("the bounds of a ratio are above zero; those of a difference need null = 0")
     if (claim.premise is None) != (claim.without is None):
         raise ValueError("a premise needs a number and, as `without`, the words for its lack")

@@ -17,21 +17,13 @@ if TYPE_CHECKING:
     from .study import Job, Study
 
 
-def _plain(study: "Study", run: Run) -> Samples:
-    return study.reestimated(run)
-
-
-def _noised(study: "Study", run: Run) -> Samples:
-    return study.stochastic(run)
-
-
-# columns of `table`: family, estimate, and the samples it is taken on
+# columns of `table`: family, estimate, and whether its samples are drawn with fresh noise at every step
 MEASURES = {
-    "held_out_loss": ("denoising", "held_out_loss", _plain),
-    "frechet": ("headline", "frechet", _plain), "frechet_noised": ("headline", "frechet", _noised),
-    "kid": ("divergence", "kid", _plain), "kid_noised": ("divergence", "kid", _noised),
-    "panel_agreement": ("legibility", "panel_agreement", _plain),
-    "panel_agreement_noised": ("legibility", "panel_agreement", _noised),
+    "held_out_loss": ("denoising", "held_out_loss", False),
+    "frechet": ("headline", "frechet", False), "frechet_noised": ("headline", "frechet", True),
+    "kid": ("divergence", "kid", False), "kid_noised": ("divergence", "kid", True),
+    "panel_agreement": ("legibility", "panel_agreement", False),
+    "panel_agreement_noised": ("legibility", "panel_agreement", True),
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
 
@@ -57,13 +49,19 @@ def jobs(study: "Study") -> Iterator["Job"]:
     for arm, trained in enumerate(arms(study).values()):
         for run in trained:
             yield Job(results.training_entry(run), partial(results.training, run))
-            for family, source in dict.fromkeys((family, of(study, run)) for family, _, of in _of(arm).values()):
+            for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(arm).values()):
+                source = _source(study, run, noised)
                 draw = partial(results.samples, run, source.request)
                 yield Job(results.samples_entry(run, source.request), draw, shown=False)
                 yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
 
 
-def _of(arm: int) -> dict:
+def _source(study: "Study", run: Run, noised: bool) -> Samples:
+    return study.stochastic(run) if noised else study.reestimated(run)
+
+
+def _of(arm: int) -> dict[str, tuple[str, str, bool]]:
+    """What an arm is measured by: the first, the wide float network, by less."""
     return MEASURES if arm else {column: MEASURES[column] for column in OF_WIDE}
 
 
@@ -81,8 +79,8 @@ def table(study: "Study") -> "pd.DataFrame":
     for arm, (name, trained) in enumerate(arms(study).items()):
         size = _bytes(trained[0])
         for run in trained:
-            found = {column: study.evaluate(family, source(study, run)).estimates[estimate].value
-                     for column, (family, estimate, source) in _of(arm).items()}
+            found = {column: study.evaluate(family, _source(study, run, noised)).estimates[estimate].value
+                     for column, (family, estimate, noised) in _of(arm).items()}
             rows.append({"network": name, "seed": run.seed, **size, "loss": final_terms(run)["loss"], **found})
     return pd.DataFrame(rows)
 

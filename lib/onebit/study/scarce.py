@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import evaluation, results
+from . import evaluation, narrow, results
 from .results import SampleSpec
 from .run import Run
 from .sources import Control, Samples
@@ -24,13 +24,10 @@ COLUMNS = ("training_loss", "held_out_loss", "loss_gap", "nearer_seen", "memoriz
 def arms(study: "Study", images: int, steps: int, seeds: int) -> dict[str, list[Run]]:
     """Networks trained on so many images for so many steps, by name, one per seed: the float U-Net, its strictly
     1-bit twin, and a float one of no more bytes.  Batches and noise are the same for all of a seed."""
-    wide, one_bit = (study.unet(recipes=(recipe,))[0] for recipe in ("fp16", "strict-1bit"))
-    narrow = replace(wide, width=study.profile.narrow_width)
-    named = {f"float, width {wide.width}": wide, f"1 bit, width {wide.width}": one_bit,
-             f"float, width {narrow.width}": narrow}
-    changes = {"dataset": f"{study.dataset}@{images}", "steps": steps, "batch": study.profile.scarce_batch,
-               "warmup": min(wide.warmup, steps // 4)}
-    return {name: [replace(run, **changes, seed=seed) for seed in range(seeds)] for name, run in named.items()}
+    named = {name: group[0] for name, group in narrow.arms(study).items()}
+    changes = {"dataset": f"{study.dataset}@{images}", "steps": steps, "batch": study.profile.scarce_batch}
+    return {name: [replace(run, **changes, warmup=min(run.warmup, steps // 4), seed=seed) for seed in range(seeds)]
+            for name, run in named.items()}
 
 
 def runs(study: "Study") -> list[Run]:
