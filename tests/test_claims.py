@@ -512,8 +512,8 @@ def test_a_claim_that_nobody_measured_cannot_be_retaken(claim_id):
 
 
 @pytest.mark.parametrize(("verdict", "counted"), [
-    ("reproduced", "reproduced"), ("direction only", "direction only"), (WIDE, "too few seeds"),
-    ("not testable here (one seed)", "too few seeds"), ("not testable here (no interval)", "too few seeds"),
+    ("reproduced", "reproduced"), ("direction only", "direction only"), (WIDE, "undecided"),
+    ("not testable here (one seed)", "undecided"), ("not testable here (no interval)", "undecided"),
     ("not testable here (the control does not copy)", "not testable here"),
     ("not testable here (smoke has not measured it)", "not measured yet"),
 ])

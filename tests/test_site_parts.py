@@ -66,15 +66,15 @@ def test_solutions_are_pages_linked_from_their_notebook_and_back(small):
 def test_the_front_answers_from_the_ledger(small):
     first, second = soup(small / "index.html").find(class_="ob-questions").find_all("li", recursive=False)
     said = [" ".join(line.text.split()) for line in first.find_all(class_="ob-said")]
-    assert said == ["Contradicted: It is 1 bit.", "Open: 1 too few seeds"]
+    assert said == ["Contradicted: It is 1 bit.", "Open: 1 undecided"]
     assert "One thing." in first.details.text and first.find(class_="ob-question").text.startswith("Is $x")
-    assert "Of 4 claims, 1 contradicted, 1 too few seeds, 1 not measured yet, 1 not testable here." in second.text
+    assert "Of 4 claims, 1 contradicted, 1 undecided, 1 not measured yet, 1 not testable here." in second.text
 
 
 def test_the_ledger_says_why_a_claim_has_no_verdict(tmp_path):
     rows = ledger.load(study(tmp_path) / "figures" / "claims.csv")
     assert [(row.state, row.reason) for row in rows] == [
-        ("contradicted", ""), ("too few seeds", "interval too wide"), ("not measured yet", ""),
+        ("contradicted", ""), ("undecided", "interval too wide"), ("not measured yet", ""),
         ("not testable here", "needs the phone (a new one)")]
     assert [(row.measured, row.interval, row.published) for row in rows[:3]] == [
         ("0.35", "", "1"), ("1.5", "[0.2, 1.8]", "1.764"), ("-", "", "-")]

@@ -225,6 +225,20 @@ def test_statistics_estimated_anew_are_means_over_the_runs_own_first_batches(hom
     assert not anew.training and anew.norm_out.momentum == plain.norm_out.momentum
 
 
+def test_statistics_are_estimated_once_for_a_network_and_its_average(home, monkeypatch):
+    first = {average: results.weights(TINY, average, reestimated=True) for average in (False, True)}
+    monkeypatch.setattr(results, "reestimate", lambda *_: pytest.fail("estimated a second time"))
+    for average, model in first.items():
+        again = results.weights(TINY, average, reestimated=True).state_dict()
+        assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    assert not torch.equal(first[False].norm_out.running_mean, first[True].norm_out.running_mean)
+
+
+def test_a_network_without_batch_norms_has_no_statistics_to_estimate(home, monkeypatch):
+    monkeypatch.setattr(results, "statistics", lambda *_: pytest.fail("there is nothing to estimate"))
+    results.weights(replace(TINY, net="unet-group"), reestimated=True)
+
+
 def test_a_request_for_other_statistics_has_a_key_of_its_own_and_orphans_no_other():
     plain, anew = SampleSpec(), SampleSpec(reestimated=True)
     assert "reestimated" not in plain.spec and anew.spec == plain.spec | {"reestimated": True}

@@ -23,7 +23,7 @@ def reestimating(model: nn.Module) -> Iterator[None]:
     Raises    ValueError at the end if no pass has reached any of the model's batch norms.
     Source    Nagel et al. 2022, Overcoming Oscillations in Quantization-Aware Training (arXiv:2203.11086).
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = list(batch_norms(model).values())
     momenta, modes = [m.momentum for m in norms], {m: m.training for m in model.modules()}
     before = {m: [x.clone() for x in m.buffers(recurse=False)] for m in norms}
     for norm in norms:
@@ -44,6 +44,12 @@ def reestimating(model: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The model's batch norms that keep running statistics, by name."""
+    return {name: m for name, m in model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
 
 
 def _restore(norms: list[nn.Module], before: dict[nn.Module, list[Tensor]]) -> None:

@@ -30,6 +30,7 @@ COLOURS = {
     "control": "#4d4d4d",  # real images and what is made of them
 }
 
+EDGES = (0.1, 12)  # of measured over published
 WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
 HALO = withStroke(linewidth=2, foreground="white")  # of a name on a line
 MARKER = 4  # half of a point's height, in pixels: no name lies on it
@@ -43,7 +44,7 @@ VERDICT_COLOURS = {
     "direction only": "#82c99a",
     "not reproduced": "#d68910",
     "contradicted": "#b03a2e",
-    "too few seeds": "#7fb3d5",
+    "undecided": "#7fb3d5",
     "not measured yet": "#d5d8dc",
     "not testable here": "#909497",
 }
@@ -111,20 +112,27 @@ def intervals(frame: pd.DataFrame, label: str, ax: Axes | None = None) -> tuple[
     return ax.figure, ax
 
 
-def dots(frame: pd.DataFrame, column: str, label: str) -> Figure:
-    """One line per `label` of the frame, in its order: a marker per seed, a bar at their geometric mean; log axis."""
-    order = frame.label.drop_duplicates().tolist()
-    fig, ax = plt.subplots(figsize=(7, 0.32 * len(order) + 0.9))
-    for (seed, part), marker in zip(frame.groupby("seed"), cycle("os^vDP"), strict=False):
-        ax.plot(part[column], part.label.map(order.index), marker, ms=5, label=f"seed {seed}")
-    means = np.exp(np.log(frame[column]).groupby(frame.label).mean())
-    ax.plot(means[order], range(len(order)), "|", ms=12, color="0.2", label="geometric mean")
+def dots(frame: pd.DataFrame, column: str, label: str, intervals: pd.DataFrame) -> Figure:
+    """One line per `label` of the frame, in its order: a marker per seed, and the row's interval; log axis.
+
+    `intervals` has a row per label: label, {column}_low, {column}_high.
+    """
+    order, bars = frame.label.drop_duplicates().tolist(), intervals.set_index("label")
+    fig, ax = plt.subplots(figsize=(7, 0.27 * len(order) + 0.9))
+    ax.hlines(range(len(order)), bars[f"{column}_low"][order], bars[f"{column}_high"][order], color="0.75", lw=4,
+              zorder=1, label="95 % interval")
+    seeds = sorted(frame.seed.unique())
+    for i, (seed, marker) in enumerate(zip(seeds, cycle("os^vDP"), strict=False)):
+        part = frame[frame.seed == seed]
+        aside = 0.18 * (i - (len(seeds) - 1) / 2)
+        ax.plot(part[column], part.label.map(order.index) + aside, marker, ms=4, label=f"seed {seed}")
     ax.set(xscale="log", xlabel=label, yticks=range(len(order)), yticklabels=order)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("{x:,.0f}")
     if frame[column].max() > WIDE * frame[column].min():
         ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    ax.tick_params(axis="x", which="both", labelsize=7)
+    ax.tick_params(axis="x", which="both", labelsize=7, length=0, pad=4)
+    ax.tick_params(axis="y", labelsize=8)
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=frame.seed.nunique() + 1, borderaxespad=0.1)
     return fig
@@ -136,7 +144,7 @@ def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray,
     for (net, part), marker in zip(frame.groupby("net"), cycle("so^"), strict=False):
         ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
     line = frame[best].sort_values(cost)
-    ax.step(line[cost] * factor, line[quality], where="post", color="0.5", lw=1)
+    ax.step(line[cost] * factor, line[quality], where="post", color="0.8", lw=1, zorder=0)
     ax.set(xscale="log", yscale="log")
     for ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         ticks("{x:,.0f}")
@@ -146,7 +154,7 @@ def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray,
     name_points(ax, ordered[cost] * factor, ordered[quality], ordered.label)
 
 
-def name_points(ax: Axes, x: ArrayLike, y: ArrayLike, names: Iterable[str], size: float = 5.5) -> list[str]:
+def name_points(ax: Axes, x: ArrayLike, y: ArrayLike, names: Iterable[str], size: float = 6.5) -> list[str]:
     """Write names beside points, on a side where they lie on no other point or name; returns those that found none.
 
     Earlier names choose first.  Call it last: the axes' limits and scales are to be final.
@@ -172,7 +180,7 @@ def name_points(ax: Axes, x: ArrayLike, y: ArrayLike, names: Iterable[str], size
 def against_published(frame: pd.DataFrame, columns: int = 2) -> Figure:
     """Rows of a ledger as measured over published, with their intervals, in the colours of the verdicts; log axis.
 
-    An interval that reaches zero has no end on a log axis: it is drawn to the edge.
+    An arrow stands at the end of an interval that leaves the axis.
     """
     size = -(-len(frame) // columns)
     fig, axes = plt.subplots(1, columns, figsize=(4.7 * columns, 0.7 + 0.22 * max(size, 1)), squeeze=False)
@@ -181,10 +189,12 @@ def against_published(frame: pd.DataFrame, columns: int = 2) -> Figure:
         for y, row in enumerate(part.itertuples()):
             ends = [max(end / row.published, 1e-9) for end in (row.ci_low, row.ci_high)]
             ax.plot(ends, [y, y], color="0.6", lw=1.4)
+            for outside, edge, arrow in ((min(ends) < EDGES[0], EDGES[0], "<"), (max(ends) > EDGES[1], EDGES[1], ">")):
+                ax.plot([edge] * outside, [y] * outside, arrow, color="0.6", ms=5, clip_on=False)
             ax.plot(row.measured / row.published, y, "o", ms=4, color=VERDICT_COLOURS[claims.state(row.verdict)])
         ax.axvline(1, color="0.3", ls="--", lw=1)
         ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
-        ax.set(xscale="log", xlim=(0.1, 12), ylim=(size - 0.5, -0.5), xticks=ticks, xticklabels=ticks)
+        ax.set(xscale="log", xlim=EDGES, ylim=(size - 0.5, -0.5), xticks=ticks, xticklabels=ticks)
         ax.set(xlabel="measured over published (1: the same)")
         ax.set_yticks(range(len(part)), part.claim_id, fontsize=7)
         ax.minorticks_off()

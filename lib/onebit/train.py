@@ -22,7 +22,7 @@ from .connections import connections_of
 from .diffusion import noise_loss
 from .errors import unknown
 from .files import replacing
-from .norms import reestimating
+from .norms import batch_norms, reestimating
 from .objective import Objective, asked
 from .recipes import Recipe, schedules
 
@@ -219,7 +219,7 @@ def reestimate(model: nn.Module, batches: Batches, objective: Loss = noise_loss)
 
     `objective` makes the pass; a run of fewer steps has as many batches.  See `norms.reestimating`.
     """
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if not batch_norms(model):
         return  # and no batch is wanted
     seeded = seeded_randomness(model, batches.seed)
     with reestimating(model):

@@ -8,7 +8,7 @@ VERDICTS = ("reproduced", "direction only", "not reproduced", "contradicted", "n
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICTS
 UNDECIDED = ("interval too wide", "one seed", "no interval")  # why a measurement decides nothing
 TOO_WIDE = f"{NOT_TESTABLE} ({UNDECIDED[0]})"
-TOO_FEW, WAITING = "too few seeds", "not measured yet"
+UNDECIDED, WAITING = "undecided", "not measured yet"
 SYMMETRIC = 1e-6  # relative: by how much an interval in logarithms is off its middle, by rounding
 INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
 
@@ -140,7 +140,7 @@ def state(verdict: str) -> str:
     if name not in VERDICTS:
         raise ValueError(f"{verdict!r} is no verdict; valid: {', '.join(VERDICTS)}")
     if reason.removesuffix(")") in UNDECIDED:
-        return TOO_FEW
+        return UNDECIDED
     return WAITING if "has not measured" in reason else name
 
 

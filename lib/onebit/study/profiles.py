@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 RESUNET_RECIPES = ("fp16", "published-1bit", "strict-1bit", "ptq-1bit")
+HEADLINE = ("fp16", "published-1bit")  # the two networks of source 000
 UNET_RECIPES = ("fp16", "strict-1bit", "ptq-1bit")
 SUBSETS = ("", ":01", ":1")  # ten classes, two, one: the three studies of source 000
 JUDGE_SEEDS = (0, 1, 2)  # the first is the study's judge, the others show what hangs on it
@@ -17,7 +18,8 @@ class Profile:
     """A size of the study.
 
     resunet_epochs   passes over each subset, in the order of SUBSETS; not always whole ones
-    *_seeds          of the ten-class arms of each net, and of the ResUNet's two- and one-class arms
+    *_seeds          of the ten-class arms of each net, and of the ResUNet's two- and one-class arms; headline_seeds: of
+                     the two that source 000 compares (HEADLINE), with `resunet_seeds` among them
     protocols        training protocols by name, as changes to a Run; the first is the one the headline arms use
     samples          per arm, for metrics; subset_samples: per arm on fewer classes
     grid_steps       steps of the published ancestral sampler, in the picture grids and among the samplers compared
@@ -42,6 +44,7 @@ class Profile:
     resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
+    headline_seeds: tuple[int, ...]
     resunet_seeds: tuple[int, ...]
     subset_seeds: tuple[int, ...]
     protocols: dict[str, dict] = field(hash=False)
@@ -79,7 +82,7 @@ PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
         name="smoke", resunet_width=4, unet_width=4, narrow_width=2, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
-        unet_seeds=(0, 1), resunet_seeds=(0, 1), subset_seeds=(0,), protocols={"modern": MODERN},
+        unet_seeds=(0, 1), headline_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
         walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
@@ -91,7 +94,8 @@ PROFILES = {
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, resunet_epochs=(20, 20, 20), unet_steps=6_000,
-        unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2), protocols={"modern": MODERN},
+        unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
+        protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
         walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
@@ -100,7 +104,7 @@ PROFILES = {
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
         name="paper", resunet_width=64, unet_width=32, narrow_width=9, resunet_epochs=(20, 20, 20), unet_steps=30_000,
-        unet_seeds=(0, 1, 2), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
+        unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 10_000, 3), (100, 40_000, 3), (1_000, 10_000, 3), (1_000, 40_000, 3)),
@@ -118,8 +122,8 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
         "few": 64, "scarce": ((32, 400, 2), (32, 1_600, 2), (128, 400, 2), (512, 400, 2)), "scarce_batch": 32,
         "walk_pairs": 12,
-        "walk_frames": 40, "unet_seeds": (0, 1), "resunet_seeds": (0, 1), "solver_samples": 200,
-        "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
+        "walk_frames": 40, "unet_seeds": (0, 1), "headline_seeds": (0, 1), "resunet_seeds": (0, 1),
+        "solver_samples": 200, "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_rows": (3, 1),
         "fitted_bits": (1, 2, 4),
     },

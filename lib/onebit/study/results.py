@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import data, nets, recipes, sampling
@@ -18,6 +18,8 @@ from ..audit import audit as audit_of
 from ..batches import STATISTICS, Batches
 from ..diffusion import TIMESTEPS
 from ..distill import distillation
+from ..files import replacing
+from ..norms import batch_norms
 from ..objective import Objective, asked
 from ..packing import load_packed
 from ..train import Loss, device, reestimate, train
@@ -34,6 +36,7 @@ SNAPSHOT_SHARES = (0.01, 0.05, 0.2, 0.5, 1.0)  # of the steps; ten samples are k
 PACKED = "model.packed"  # instead of model.safetensors, see `release`
 PICTURES = 100
 KERNELS_VERSION = 1  # +1 whenever packed networks would draw other samples
+STATISTICS_VERSION = 1  # +1 whenever batch-norm statistics estimated anew would be others
 SAMPLES_VERSION = 1  # +1 whenever the same request would give other samples
 
 
@@ -136,7 +139,7 @@ def snapshots(run: Run) -> dict[int, Tensor]:
 def weights(run: Run, average: bool = False, wait: bool = True, reestimated: bool = False) -> nn.Module:
     """The trained (or, for post-training recipes, trained and then quantized) network, in float32 and eval mode.
 
-    `reestimated`: with batch-norm statistics of the network as it is, see `train.reestimate`; needs the data set.
+    `reestimated`: with batch-norm statistics of the network as it is, see `statistics`.
     A released 1-bit network may come out of a packed file: it computes the same, and has no latent weights.
 
     Raises    ValueError if averaged weights are asked of a run that keeps none; FileNotFoundError for weights that are
@@ -150,10 +153,27 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     if run != run.trained:
         quantize_trained(model.eval(), run)
     model.to(device(), memory_format=torch.channels_last)
-    if reestimated:
+    if reestimated and batch_norms(model):
+        model.load_state_dict(statistics(run, model, average, wait), strict=False)
+    return model.eval()
+
+
+def statistics(run: Run, model: nn.Module, average: bool = False, wait: bool = True) -> dict[str, Tensor]:
+    """Batch-norm statistics of `model`, the run's network, estimated anew (`train.reestimate`): its buffers, by name.
+
+    Estimated once, since several sets of samples and several measurements ask for them; that needs the data set.
+    """
+
+    def compute(work: Path) -> None:
         images = data.load(run.dataset, "train").images.to(device())
         reestimate(model, Batches(images, run.settings, STATISTICS), Objective())
-    return model.eval()
+        buffers = {f"{name}.{key}": value.cpu() for name, norm in batch_norms(model).items()
+                   for key, value in norm.named_buffers(recurse=False)}
+        with replacing(work / "statistics.safetensors") as partial:
+            save_file(buffers, partial)
+
+    entry = Entry("statistics", run.label, {"run": run.spec, "average": average, "version": STATISTICS_VERSION})
+    return load_file(cache.get(entry, compute, wait) / "statistics.safetensors")
 
 
 def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:

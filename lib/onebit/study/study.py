@@ -13,6 +13,7 @@ from .judging import JudgeSpec
 from .profiles import (
     DIGITS,
     FAMILIES,
+    HEADLINE,
     JUDGE_SEEDS,
     NOISE_LEVELS,
     PROFILES,
@@ -65,7 +66,10 @@ class Study:
         name = self.dataset + subset
         steps = max(1, int(max(1, data.train_size(name) // p.batch) * epochs))
         base = Run(dataset=name, net="resunet", width=p.resunet_width, steps=steps, batch=p.batch)
-        return self.arms_of(base, recipes, p.subset_seeds if subset else p.resunet_seeds, p.protocols)
+        if subset:
+            return self.arms_of(base, recipes, p.subset_seeds, p.protocols)
+        arms = self.arms_of(base, recipes, p.headline_seeds, p.protocols)
+        return [run for run in arms if run.recipe in HEADLINE or run.seed in p.resunet_seeds]
 
     def unet(self, recipes: tuple[str, ...] = UNET_RECIPES) -> list[Run]:
         """The residual U-Net's arms on all ten classes, under the modern protocol."""

@@ -93,16 +93,26 @@ def compare(
 
     Raises    KeyError if an arm has no such metric, ValueError for arms without a seed in common.
     """
+    a, b = paired(frame, metric, net, arm, control, subset)
+    text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
+    if not ratio:
+        return over_seeds((a - b).tolist(), text)
+    return geometric_over_seeds((a / b).tolist(), text)
+
+
+def paired(
+    frame: pd.DataFrame, metric: str, net: str, arm: str, control: str = "fp16", subset: str = WHOLE
+) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of one recipe and of another at the seeds that both have, in their order.
+
+    Raises    KeyError if an arm has no such metric, ValueError for arms without a seed in common.
+    """
     rows = _rows(frame, metric, net, subset, arm, control)
     shared = sorted(set.intersection(*(set(rows.seed[rows.recipe == one]) for one in (arm, control))))
     if not shared:
         raise ValueError(f"{net} {arm} and {control} have no seed of {metric} in common")
     values = rows.pivot(index="seed", columns="recipe", values="value").loc[shared]
-    a, b = values[arm], values[control]
-    text = f"{metric}: {net} {arm} {'over' if ratio else 'minus'} {control}, paired by seed"
-    if not ratio:
-        return over_seeds((a - b).tolist(), text)
-    return geometric_over_seeds((a / b).tolist(), text)
+    return values[arm].to_numpy(), values[control].to_numpy()
 
 
 def counted(frame: pd.DataFrame, *metrics: str) -> pd.DataFrame:
