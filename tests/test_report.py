@@ -141,18 +141,21 @@ def test_claims_are_saved_as_rows_of_the_ledger_with_their_runs(home):
         Report("03", Study.named("laptop", "mnist")).claims([("000-fmd-gap", measured)], RUNS)
 
 
-def test_dots_draw_a_marker_per_seed_and_a_bar_at_the_geometric_mean():
+def test_dots_draw_a_marker_per_seed_and_the_interval_of_each_row():
     frame = pd.DataFrame({"label": ["b", "b", "a"], "seed": [0, 1, 0], "frechet": [100.0, 400.0, 50.0]})
-    ax = plots.dots(frame, "frechet", "distance").axes[0]
+    intervals = pd.DataFrame({"label": ["a", "c", "b"], "frechet_low": [40.0, 1, 150], "frechet_high": [60.0, 2, 300]})
+    ax = plots.dots(frame, "frechet", "distance", intervals).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a"] and ax.get_xlabel() == "distance"
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines}
-    assert drawn.pop("geometric mean") == (pytest.approx([200, 50]), [0, 1])
-    assert drawn == {"seed 0": ([100, 50], [0, 1]), "seed 1": ([400], [0])}
+    assert drawn == {"seed 0": ([100, 50], [-0.09, 0.91]), "seed 1": ([400], [0.09])}  # beside each other
+    (bars,) = ax.collections
+    assert [bar.tolist() for bar in bars.get_segments()] == [[[150, 0], [300, 0]], [[40, 1], [60, 1]]]
 
 
 def test_dots_draw_every_seed_however_many():
     frame = pd.DataFrame({"label": "a", "seed": range(8), "frechet": [10.0 + seed for seed in range(8)]})
-    assert [line.get_label() for line in plots.dots(frame, "frechet", "distance").axes[0].lines[:-1]] == [
+    intervals = pd.DataFrame({"label": ["a"], "frechet_low": [9.0], "frechet_high": [18.0]})
+    assert [line.get_label() for line in plots.dots(frame, "frechet", "distance", intervals).axes[0].lines] == [
         f"seed {seed}" for seed in range(8)]
 
 
@@ -179,8 +182,7 @@ def test_rows_of_a_ledger_are_drawn_as_measured_over_published():
     first, second = plots.against_published(ledger).axes
     assert [t.get_text() for t in first.get_yticklabels()] == ["a", "b"]
     assert [t.get_text() for t in second.get_yticklabels()] == ["c"]
-    bars, marks = first.lines[0:4:2], first.lines[1:4:2]
-    assert [line.get_xdata()[0] for line in marks] == [0.5, 2.0]
-    assert list(bars[0].get_xdata()) == [1e-9, 1.5]  # to the edge: the interval holds zero
-    assert list(bars[1].get_xdata()) == [2.5, 1.5]
-    assert marks[1].get_color() == plots.VERDICT_COLOURS["direction only"]
+    lines = [line for line in first.lines if len(line.get_xdata())][:-1]  # the last is at 1
+    assert [line.get_marker() for line in lines] == ["None", "<", "o", "None", "o"]  # the first interval holds zero
+    assert [list(line.get_xdata()) for line in lines] == [[1e-9, 1.5], [0.1], [0.5], [2.5, 1.5], [2.0]]
+    assert lines[-1].get_color() == plots.VERDICT_COLOURS["direction only"]

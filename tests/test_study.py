@@ -149,6 +149,18 @@ def test_the_grid_measures_every_arm_of_a_subset_beside_its_controls_and_the_pub
         assert {evaluation.entry("headline", source, study.protocol).name for source in study.solved(run)} <= names
 
 
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
+def test_the_two_networks_of_source_000_have_more_seeds_than_other_arms(profile):
+    study = Study.named(profile, "mnist")
+    seeds = {}
+    for run in study.resunet():
+        seeds.setdefault(run.recipe, set()).add(run.seed)
+    size = study.profile
+    assert seeds["fp16"] == seeds["published-1bit"] == set(size.headline_seeds) > set(size.resunet_seeds)
+    assert seeds["strict-1bit"] == seeds["ptq-1bit"] == set(size.resunet_seeds)
+    assert {run.seed for run in study.resunet(":1")} == set(size.subset_seeds)
+
+
 def test_smoke_compares_with_few_training_images_and_the_other_profiles_with_all():
     smoke, laptop = (Study.named(profile, "mnist") for profile in ("smoke", "laptop"))
     assert smoke.protocol.dataset == "mnist@2000" and smoke.subset_protocol(":1").dataset == "mnist:1@2000"

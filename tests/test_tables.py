@@ -88,6 +88,13 @@ def test_a_share_of_none_has_a_ratio_once_two_images_are_added():
         tables.compare(measured, "d", "unet", "one")
 
 
+def test_arms_of_unequal_seeds_are_paired_by_those_that_both_have():
+    unequal = pd.concat([frame(fp16=[1.0, 2.0, 4.0]), frame(one=[3.0, 8.0])])
+    mine, other = tables.paired(unequal, "d", "unet", "one")
+    assert mine.tolist() == [3, 8] and other.tolist() == [1, 2]
+    assert tables.compare(unequal, "d", "unet", "one", ratio=False).value == pytest.approx(4)
+
+
 def test_a_subset_is_compared_within_itself():
     whole, ones = frame(fp16=[1.0], one=[2.0]), frame(fp16=[1.0], one=[3.0]).assign(subset="1")
     both = pd.concat([whole, ones])

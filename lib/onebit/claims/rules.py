@@ -6,8 +6,8 @@ from ..metrics.estimate import Estimate
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "contradicted", "not testable here")
 REPRODUCED, DIRECTION_ONLY, NOT_REPRODUCED, CONTRADICTED, NOT_TESTABLE = VERDICTS
-UNDECIDED = ("interval too wide", "one seed", "no interval")  # why a measurement decides nothing
-TOO_WIDE = f"{NOT_TESTABLE} ({UNDECIDED[0]})"
+OPEN = ("interval too wide", "one seed", "no interval")  # why a measurement decides nothing
+TOO_WIDE = f"{NOT_TESTABLE} ({OPEN[0]})"
 UNDECIDED, WAITING = "undecided", "not measured yet"
 SYMMETRIC = 1e-6  # relative: by how much an interval in logarithms is off its middle, by rounding
 INFORMATIVE = 0.5  # of a published number: how wide, to either side, an interval may be to confirm it
@@ -131,15 +131,15 @@ def given(premise: Estimate | float, at_least: float, verdict: str, why: str) ->
 
 
 def state(verdict: str) -> str:
-    """A ledger's verdict as figures and pages count it: one of VERDICTS, or, of what is not testable here, "too few
-    seeds" (measured, with an interval too wide to decide, or none) and "not measured yet".
+    """A ledger's verdict as figures and pages count it: one of VERDICTS, or, of what is not testable here, "undecided"
+    (measured, with an interval too wide to decide, or none) and "not measured yet".
 
     Raises    ValueError for what is none of VERDICTS, with or without a reason in brackets.
     """
     name, _, reason = verdict.partition(" (")
     if name not in VERDICTS:
         raise ValueError(f"{verdict!r} is no verdict; valid: {', '.join(VERDICTS)}")
-    if reason.removesuffix(")") in UNDECIDED:
+    if reason.removesuffix(")") in OPEN:
         return UNDECIDED
     return WAITING if "has not measured" in reason else name
 
