@@ -117,20 +117,21 @@ def test_a_source_that_was_removed_does_not_come_back(folders):
 def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_path):
     ledger, page = tmp_path / "claims.csv", tmp_path / "README.md"
     header = "claim_id,source,claim,published,measured,ci_low,ci_high,n_seeds,verdict,notebook,runs\n"
-    ledger.write_text(header + "a,000,It is 1 bit,1.0,0.34974,,,0,contradicted,01,\n"
-                      "b,000,A gap,1.7639,1.5,1.2,1.8,2,direction only,02,\n"
-                      "c,001,Not yet,,,,,0,not testable here (x),07,\n"
-                      "d,001,Open,2.0,3.0,1.0,9.0,2,not testable here (interval too wide),07,\n")
+    ledger.write_text(header + "000-one-bit,000,It is 1 bit,1.0,0.34974,,,0,contradicted,01,\n"
+                      "000-fmd-gap,000,A gap,1.7639,1.5,1.2,1.8,2,direction only,02,\n"
+                      "001-spd,001,Not yet,,,,,0,not testable here (x),07,\n"
+                      "001-tbs,001,Open,2.0,3.0,1.0,9.0,2,not testable here (interval too wide),07,\n")
     page.write_text(f"top\n{publish.CLAIMS_START}\nold\n{publish.CLAIMS_END}\nend\n")
     publish.readme(ledger, page)
     publish.readme(ledger, page)
     text = page.read_text()
     assert text.startswith("top\n") and text.endswith("\nend\n") and "old" not in text and "Not yet" not in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert cells[0] == ["claim", "source", "published", "measured", "seeds", "verdict", "notebook"]
-    assert cells[2] == ["It is 1 bit", "000", "1", "0.35", "0", "contradicted", "01"]
-    assert cells[3] == ["A gap", "000", "1.764", "1.5 [1.2, 1.8]", "2", "direction only", "02"]
-    assert "4 claims: 1 direction only, 1 contradicted, 2 not testable here." in text
+    assert cells[0] == ["claim", "what is measured", "source", "published", "measured", "seeds", "verdict", "notebook"]
+    assert cells[2] == ["It is 1 bit", "1-bit weights over all parameters", "000", "1", "0.35", "0", "contradicted",
+                        "01"]
+    assert cells[3][:1] + cells[3][2:] == ["A gap", "000", "1.764", "1.5 [1.2, 1.8]", "2", "direction only", "02"]
+    assert "4 claims: 1 direction only, 1 contradicted, 1 undecided, 1 not testable here." in text
     decided, folded = text.split("<details><summary>1 more")
     assert "| Open" not in decided and "| Open" in folded and text.count("| A gap") == 1
     page.write_text("no marks")

@@ -14,7 +14,8 @@ import nbformat
 import pandas as pd
 from nbformat import NotebookNode
 
-from .claims import NOT_TESTABLE, VERDICTS
+from . import claims
+from .claims import NOT_TESTABLE
 from .files import replacing, write_text
 
 CLAIMS_START, CLAIMS_END = "<!-- claims, written by make publish -->", "<!-- end of claims -->"
@@ -103,15 +104,19 @@ def claims_table(ledger: Path) -> str:
     """claims.csv as Markdown: how many got which verdict, the decided ones, and folded away the measured others."""
     rows = pd.read_csv(ledger, dtype={"notebook": str, "source": str})
     verdict = rows.verdict.str.replace(r" \(.*", "", regex=True)  # without the reason
-    counts = ", ".join(f"{n} {name}" for name in VERDICTS if (n := int((verdict == name).sum())))
+    states = rows.verdict.map(claims.state).value_counts()
+    order = [*claims.VERDICTS[:-1], *states.index.difference(claims.VERDICTS), NOT_TESTABLE]
+    counts = ", ".join(f"{states[name]} {name}" for name in order if name in states)
     decided, open_ = verdict != NOT_TESTABLE, (verdict == NOT_TESTABLE) & rows.measured.notna()
     return (f"{len(rows)} claims: {counts}.\n\n{_rows(rows[decided])}\n\n<details><summary>{open_.sum()} more were "
             f"measured, and could not be decided</summary>\n\n{_rows(rows[open_])}\n\n</details>")
 
 
 def _rows(rows: pd.DataFrame) -> str:
+    known = claims.load()
     table = pd.DataFrame({
-        "claim": rows.claim, "source": rows.source, "published": [published_text(row) for row in rows.itertuples()],
+        "claim": rows.claim, "what is measured": [known[name].unit for name in rows.claim_id], "source": rows.source,
+        "published": [published_text(row) for row in rows.itertuples()],
         "measured": [measured_text(row) for row in rows.itertuples()], "seeds": rows.n_seeds, "verdict": rows.verdict,
         "notebook": rows.notebook,
     })
