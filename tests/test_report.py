@@ -72,6 +72,18 @@ def test_a_table_is_saved_unrounded_and_shown_rounded_with_the_number_of_seeds(h
     assert "mnist · laptop · 2 seeds" in page
 
 
+def test_a_table_shows_the_columns_asked_for_and_saves_all(home, monkeypatch):
+    shown = []
+    monkeypatch.setattr("onebit.report.display", lambda page: shown.append(page.data))
+    frame, report = pd.DataFrame({"a": [1], "b": [2], "c": [3]}), Report("02", Study.named("laptop", "mnist"))
+    path = report.table(frame, "demo", "Letters.", RUNS, columns=["c", "a"])
+    assert [cell.strip() for cell in shown[0].splitlines()[0].split("|")[1:-1]] == ["c", "a"]
+    assert "Letters. All 3 columns: 02_demo.csv." in shown[0]
+    assert list(pd.read_csv(path)) == ["a", "b", "c"] and "b |" in path.with_suffix(".md").read_text()
+    with pytest.raises(KeyError, match="d"):
+        report.table(frame, "demo", "Letters.", RUNS, columns=["d"])
+
+
 def test_a_text_with_bars_and_stars_stays_in_its_cell_as_it_is(home):
     frame = pd.DataFrame({"recipe": ["keep=a*|b*"], "last": ["x"]})
     path = Report("02", Study.named("laptop", "mnist")).table(frame, "demo", "Bars.", RUNS)

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +110,15 @@ class Report:
             figure.savefig(shown, dpi=figure.dpi, bbox_inches=box)
         display(Image(shown.getvalue()))
 
-    def table(self, frame: pd.DataFrame, name: str, caption: str, runs: Iterable[Run] = (), digits: int = 4) -> Path:
+    def table(
+        self, frame: pd.DataFrame, name: str, caption: str, runs: Iterable[Run] = (), digits: int = 4,
+        columns: Sequence[str] | None = None,
+    ) -> Path:
         """Show a table and save it, unrounded as CSV and rounded as Markdown; returns the CSV's path.
 
-        `digits` counts significant digits on the page.
+        `digits` counts significant digits on the page; `columns`, of those saved, are all that the notebook shows.
+
+        Raises    KeyError for `columns` that the table has not.
         """
         runs = list(runs)
         path = self._path(name)
@@ -121,6 +126,9 @@ class Report:
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         write_text(path.with_suffix(".md"), f"{page}\n\n{caption}  \n{self._stamp(runs)}\n")
         self._note(path.with_suffix(".csv"), caption, runs)
+        if columns is not None:
+            page = _literal(frame[list(columns)]).to_markdown(index=False, floatfmt=f".{digits}g")
+            caption += f" All {frame.shape[1]} columns: {path.name}.csv."
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
 
