@@ -189,8 +189,10 @@ def against_published(frame: pd.DataFrame, columns: int = 2) -> Figure:
         for y, row in enumerate(part.itertuples()):
             ends = [max(end / row.published, 1e-9) for end in (row.ci_low, row.ci_high)]
             ax.plot(ends, [y, y], color="0.6", lw=1.4)
-            for outside, edge, arrow in ((min(ends) < EDGES[0], EDGES[0], "<"), (max(ends) > EDGES[1], EDGES[1], ">")):
-                ax.plot([edge] * outside, [y] * outside, arrow, color="0.6", ms=5, clip_on=False)
+            if min(ends) < EDGES[0]:
+                ax.plot(EDGES[0], y, "<", color="0.6", ms=5, clip_on=False)
+            if max(ends) > EDGES[1]:
+                ax.plot(EDGES[1], y, ">", color="0.6", ms=5, clip_on=False)
             ax.plot(row.measured / row.published, y, "o", ms=4, color=VERDICT_COLOURS[claims.state(row.verdict)])
         ax.axvline(1, color="0.3", ls="--", lw=1)
         ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10]
