@@ -120,15 +120,14 @@ class Report:
 
         Raises    KeyError for `columns` that the table has not.
         """
-        runs = list(runs)
-        path = self._path(name)
-        page = _literal(frame).to_markdown(index=False, floatfmt=f".{digits}g")
-        write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
-        write_text(path.with_suffix(".md"), f"{page}\n\n{caption}  \n{self._stamp(runs)}\n")
-        self._note(path.with_suffix(".csv"), caption, runs)
+        runs, path = list(runs), self._path(name)
+        shown = frame if columns is None else frame[list(columns)]
         if columns is not None:
-            page = _literal(frame[list(columns)]).to_markdown(index=False, floatfmt=f".{digits}g")
             caption += f" All {frame.shape[1]} columns: {path.name}.csv."
+        page, all_of_it = (_literal(part).to_markdown(index=False, floatfmt=f".{digits}g") for part in (shown, frame))
+        write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
+        write_text(path.with_suffix(".md"), f"{all_of_it}\n\n{caption}  \n{self._stamp(runs)}\n")
+        self._note(path.with_suffix(".csv"), caption, runs)
         display(Markdown(f"{page}\n\n*{caption}*"))
         return path.with_suffix(".csv")
 
