@@ -246,6 +246,14 @@ def test_statistics_are_estimated_once_for_a_network_and_its_average(home, monke
     assert not torch.equal(first[False].norm_out.running_mean, first[True].norm_out.running_mean)
 
 
+def test_statistics_that_lack_a_batch_norm_of_the_network_are_no_silent_success(home, monkeypatch):
+    found = dict(results.statistics(TINY, results.weights(TINY)))
+    found.pop("norm_out.running_mean")
+    monkeypatch.setattr(results, "statistics", lambda *_: found)
+    with pytest.raises(KeyError, match=r"norm_out\.running_mean"):
+        results.weights(TINY, reestimated=True)
+
+
 def test_a_network_without_batch_norms_has_no_statistics_to_estimate(home, monkeypatch):
     monkeypatch.setattr(results, "statistics", lambda *_: pytest.fail("there is nothing to estimate"))
     results.weights(replace(TINY, net="unet-group"), reestimated=True)

@@ -52,6 +52,12 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
 
 
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of the model's batch norms, the buffers themselves, by their names in its state."""
+    return {f"{name}.{key}": buffer for name, norm in batch_norms(model).items()
+            for key, buffer in norm.named_buffers(recurse=False)}
+
+
 def _restore(norms: list[nn.Module], before: dict[nn.Module, list[Tensor]]) -> None:
     for norm in norms:
         for x, old in zip(norm.buffers(recurse=False), before[norm], strict=True):

@@ -19,7 +19,7 @@ from ..batches import STATISTICS, Batches
 from ..diffusion import TIMESTEPS
 from ..distill import distillation
 from ..files import replacing
-from ..norms import batch_norms
+from ..norms import statistics_of
 from ..objective import Objective, asked
 from ..packing import load_packed
 from ..train import Loss, device, reestimate, train
@@ -153,8 +153,10 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     if run != run.trained:
         quantize_trained(model.eval(), run)
     model.to(device(), memory_format=torch.channels_last)
-    if reestimated and batch_norms(model):
-        model.load_state_dict(statistics(run, model, average, wait), strict=False)
+    if reestimated and (ended := statistics_of(model)):
+        found = statistics(run, model, average, wait)
+        for name, buffer in ended.items():
+            buffer.copy_(found[name])
     return model.eval()
 
 
@@ -167,10 +169,8 @@ def statistics(run: Run, model: nn.Module, average: bool = False, wait: bool = T
     def compute(work: Path) -> None:
         images = data.load(run.dataset, "train").images.to(device())
         reestimate(model, Batches(images, run.settings, STATISTICS), Objective())
-        buffers = {f"{name}.{key}": value.cpu() for name, norm in batch_norms(model).items()
-                   for key, value in norm.named_buffers(recurse=False)}
         with replacing(work / "statistics.safetensors") as partial:
-            save_file(buffers, partial)
+            save_file({name: buffer.cpu() for name, buffer in statistics_of(model).items()}, partial)
 
     entry = Entry("statistics", run.label, {"run": run.spec, "average": average, "version": STATISTICS_VERSION})
     return load_file(cache.get(entry, compute, wait) / "statistics.safetensors")
