@@ -192,6 +192,14 @@ def test_a_damaged_released_result_is_reported_but_left_in_place(home):
     assert (released / "result.txt").read_text() == "jello"
 
 
+def test_a_long_wait_for_another_process_is_announced(home, monkeypatch):
+    held, told = cache._lock(ENTRY, wait=False), []
+    monkeypatch.setattr(cache, "PATIENCE", 0)
+    monkeypatch.setattr(cache.warnings, "warn", lambda text, **_: (told.append(text), held.lock.release()))
+    assert (cache.get(ENTRY, write("hello")) / "result.txt").read_text() == "hello"
+    assert told == [f"{ENTRY.name} is being computed by another process; waiting for it to end"]
+
+
 def test_two_at_once_compute_once_and_the_second_may_wait_or_be_told(home):
     started, finish, calls = threading.Event(), threading.Event(), []
 

@@ -176,9 +176,11 @@ def test_weights_that_nothing_reads_are_left_out_and_asking_for_them_says_so(hom
         results.weights(TINY)
 
 
-def test_no_weights_of_later_seeds_on_few_classes_nor_of_networks_on_few_images_are_released():
+def test_no_weights_of_later_seeds_on_few_classes_of_extra_seeds_nor_of_networks_on_few_images_are_released():
     study = Study.named("laptop", "mnist")
     plan = {kept.run: kept.weights for kept in release.trainings(study).values()}
+    for run in study.resunet(recipes=("published-1bit",)):
+        assert plan[run] == (release.LEFT_OUT if run.seed > 2 else "float16")
     for run in study.resunet(":01", ("fp16", "strict-1bit")):
         assert (plan[run] == release.LEFT_OUT) == (run.seed > 0)
     assert {plan[run] for run in scarce.runs(study)} == {release.LEFT_OUT}

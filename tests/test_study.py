@@ -1,6 +1,7 @@
 """Runs, profiles and keyed results, on the embedded digits."""
 
 import io
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from onebit import data
+from onebit import data, paths
 from onebit.batches import STATISTICS, Batches
 from onebit.diffusion import noise_loss
 from onebit.errors import DataUnavailable, EngineUnavailable
@@ -244,6 +245,14 @@ def test_statistics_are_estimated_once_for_a_network_and_its_average(home, monke
         again = results.weights(TINY, average, reestimated=True).state_dict()
         assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
     assert not torch.equal(first[False].norm_out.running_mean, first[True].norm_out.running_mean)
+
+
+def test_statistics_come_out_the_same_twice(home):
+    first = results.statistics(TINY, results.weights(TINY))
+    for folder in paths.RUNS.glob("statistics-*"):
+        shutil.rmtree(folder)
+    again = results.statistics(TINY, results.weights(TINY))
+    assert set(first) == set(again) and all(torch.equal(again[name], value) for name, value in first.items())
 
 
 def test_statistics_that_lack_a_batch_norm_of_the_network_are_no_silent_success(home, monkeypatch):

@@ -13,12 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from .. import __version__, paths
 from ..files import digest, sha256, write_json, write_text
 
 MANIFEST = "manifest.json"
+PATIENCE = 10  # seconds
 
 
 class Busy(RuntimeError):
@@ -104,11 +105,21 @@ def _work(entry: Entry) -> Path:
     return paths.RUNS / ".partial" / entry.name
 
 
-def _lock(entry: Entry, wait: bool) -> FileLock:
-    """Held by who computes an entry or sets it aside; Timeout where it is held and `wait` is off."""
+def _lock(entry: Entry, wait: bool) -> AcquireReturnProxy:
+    """Held by who computes an entry or sets it aside; Timeout where it is held and `wait` is off.
+
+    A wait of more than PATIENCE seconds is announced: what holds the lock may be a training of hours.
+    """
     work = _work(entry)
     work.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(work.with_name(f"{work.name}.lock"), timeout=-1 if wait else 0)
+    lock = FileLock(work.with_name(f"{work.name}.lock"))
+    try:
+        return lock.acquire(timeout=PATIENCE if wait else 0)
+    except Timeout:
+        if not wait:
+            raise
+    warnings.warn(f"{entry.name} is being computed by another process; waiting for it to end", stacklevel=3)
+    return lock.acquire()
 
 
 def get(entry: Entry, compute: Callable[[Path], dict | None], wait: bool = True) -> Path:
