@@ -5,6 +5,7 @@ import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
+from .classes import as_classes
 from .estimate import CONFIDENCE, GROUPS, RESAMPLES, Estimate, jackknife
 
 BINS = 15  # of confidence; as published
@@ -163,10 +164,8 @@ def _logits(logits: ArrayLike) -> NDArray[np.float64]:
     return z
 
 
-def _labels(labels: ArrayLike, n: int, k: int) -> NDArray:
-    y = np.asarray(labels)
-    if y.shape != (n,) or y.dtype.kind not in "iu":
-        raise ValueError(f"need integer labels of shape ({n},), one per row, got {y.dtype} {y.shape}")
-    if (y < 0).any() or (y >= k).any():
-        raise ValueError(f"labels must be classes 0 .. {k - 1}, got {y.min()} .. {y.max()}")
+def _labels(labels: ArrayLike, n: int, k: int) -> NDArray[np.int64]:
+    y = as_classes(labels, k)
+    if len(y) != n:
+        raise ValueError(f"need labels of shape ({n},), one per row, got {y.shape}")
     return y

@@ -36,7 +36,7 @@ def class_shares(labels: ArrayLike, k: int = 10) -> NDArray[np.float64]:
     Shapes    labels (N,) integers in 0..k-1 -> (k,), summing to 1; 0 for an empty class.
     Raises    ValueError for no labels, or labels that are not integers or out of range.
     """
-    x = _labels(labels, k)
+    x = as_classes(labels, k)
     return np.bincount(x, minlength=k) / len(x)
 
 
@@ -55,7 +55,7 @@ def class_entropy(labels: ArrayLike) -> Estimate:
     Source    Miller 1955 (the Miller-Madow correction); Paninski 2003, Neural Computation 15, 1191-1253.
               Interval: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 5.2.
     """
-    x = _labels(labels, CLASSES)
+    x = as_classes(labels, CLASSES)
     if len(x) < 2:
         raise ValueError("need at least two labels for an interval")
 
@@ -76,7 +76,7 @@ def uniformity_test(labels: ArrayLike, expected: ArrayLike | None = None, k: int
               or do not sum to 1, or promise fewer than five images of a class.
     Source    Pearson 1900; scipy.stats.chisquare.  Five: Cochran 1954.
     """
-    counts = np.bincount(_labels(labels, k), minlength=k)
+    counts = np.bincount(as_classes(labels, k), minlength=k)
     shares = np.full(k, 1 / k) if expected is None else np.asarray(expected, dtype=np.float64)
     if shares.shape != (k,) or not (shares >= 0).all() or not np.isclose(shares.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"expected: need {k} shares that sum to 1, got shape {shares.shape}, sum {shares.sum():.6g}")
@@ -100,10 +100,12 @@ def _distributions(probabilities: ArrayLike) -> NDArray[np.float64]:
     return p / p.sum(axis=1, keepdims=True)  # float32 rows sum to 1 only nearly
 
 
-def _labels(labels: ArrayLike, k: int) -> NDArray[np.int64]:
-    x = np.asarray(labels)
-    if x.ndim != 1 or not len(x) or x.dtype.kind not in "iu":
-        raise ValueError(f"need integer labels (N,), at least one, got {x.dtype} {x.shape}")
-    if x.min() < 0 or x.max() >= k:
-        raise ValueError(f"labels must be in 0..{k - 1}, got {x.min()}..{x.max()}: there are {k} classes")
-    return x.astype(np.int64)
+def as_classes(labels: ArrayLike, k: int, name: str = "labels", least: int = 0) -> NDArray[np.int64]:
+    """Labels (N,) as integers, if they are classes least .. k-1."""
+    y = np.asarray(labels)
+    if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu":
+        raise ValueError(f"need integer {name} (N,) of at least one image, got {y.dtype} {y.shape}")
+    if (y < least).any() or (y >= k).any():
+        mend = "" if least else "; leave out images without a class first"
+        raise ValueError(f"{name} must be classes {least} .. {k - 1}, got {y.min()} .. {y.max()}{mend}")
+    return y.astype(np.int64)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import top_class
+from .classes import as_classes
 from .estimate import Estimate, bootstrap, jackknife, share
 
 NO_CLASS = -1  # the label of an image whose judges are tied
@@ -102,7 +103,7 @@ def by_class(values: ArrayLike, labels: ArrayLike, k: int = 10, minimum: int = 2
     Raises    ValueError for a class of fewer than `minimum` images, unless `allow_empty`, which leaves it out; for
               values that are not finite, labels that are no classes, or a minimum below 2.
     """
-    x, y = np.asarray(values, dtype=np.float64), as_classes(labels, k, "labels", least=0)
+    x, y = np.asarray(values, dtype=np.float64), as_classes(labels, k)
     if x.shape != y.shape or not np.isfinite(x).all():
         raise ValueError(f"need finite values of shape {y.shape}, one per label, got {x.shape}")
     if minimum < 2:
@@ -137,7 +138,7 @@ def class_losses(labels: ArrayLike, reference_labels: ArrayLike, k: int = 10) ->
     Raises    ValueError for no labels, or labels that are no classes.
     Source    Newcombe 1998, Statistics in Medicine 17, 873-890, method 10.
     """
-    found = as_classes(labels, k, "labels", NO_CLASS)
+    found = as_classes(labels, k, least=NO_CLASS)
     real = as_classes(reference_labels, k, "reference_labels", NO_CLASS)
     rows = []
     for c in range(k):
@@ -175,14 +176,3 @@ def _panel(labels_by_judge: ArrayLike) -> NDArray[np.int64]:
     if (labels < 0).any():
         raise ValueError(f"labels_by_judge must be classes 0, 1, ..., got {labels.min()}")
     return labels.astype(np.int64)
-
-
-def as_classes(labels: ArrayLike, k: int, name: str, least: int) -> NDArray[np.int64]:
-    """Labels (N,) as integers, if they are classes least .. k-1."""
-    y = np.asarray(labels)
-    if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu":
-        raise ValueError(f"need integer {name} (N,) of at least one image, got {y.dtype} {y.shape}")
-    if (y < least).any() or (y >= k).any():
-        mend = "" if least else "; leave out images without a class first"
-        raise ValueError(f"{name} must be classes {least} .. {k - 1}, got {y.min()} .. {y.max()}{mend}")
-    return y.astype(np.int64)

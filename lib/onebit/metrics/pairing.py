@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .classes import CLASSES
+from .classes import CLASSES, as_classes
 from .estimate import Estimate, bootstrap, share
-from .legibility import NO_CLASS, as_classes
+from .legibility import NO_CLASS
 
 ALIKE = 1e-6  # of the largest norm: nearer than that, the expansion of |a - b|^2 is rounding
 
