@@ -31,7 +31,7 @@ COLOURS = {
 }
 
 # for what is no recipe: rules, kinds of weights, samplers, judges; never two meanings for one colour
-OTHERS = ("#117a65", "#c0398b", "#8a7a1f", "#5d6d7e", "#2e86c1")
+OTHERS = ("#117a65", "#c0398b", "#8a7a1f", "#5d6d7e")
 
 EDGES = (0.1, 12)  # of measured over published
 WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
