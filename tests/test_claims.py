@@ -170,6 +170,12 @@ def test_a_value_is_near_what_is_published_no_more_than_half_the_way_to_its_riva
     assert by_value(300.0, 241.4, rival=425.8) == "not reproduced"  # half the way is 92, a fifth of it 48
 
 
+def test_an_interval_that_holds_the_rival_too_confirms_neither():
+    assert by_value(estimate(5.57, 5.4, 5.74), 5.54, rival=5.89) == "reproduced"
+    assert by_value(estimate(5.57, 5.2, 5.94), 5.54, rival=5.89) == WIDE
+    assert by_value(estimate(5.57, 5.25, 5.89), 5.54, rival=5.89) == WIDE  # its end is the rival
+
+
 @pytest.mark.parametrize(("measured", "ends"), [
     (estimate(10.0, 8.0, 12.0), (6.0, 14.0)),  # three runs: sqrt(3 + 1) = 2
     (estimate(2.0, 1.0, 4.0), (0.5, 8.0)),  # a factor of two either way: of four
@@ -421,7 +427,7 @@ def test_a_premise_that_is_not_decided_is_no_reason():
     ("001-same-cost", 1.1, "reproduced"),  # a share without bounds: the printed one
     ("000-diversity-comparable", estimate(1.0, 0.92, 1.08), "reproduced"),
     ("000-diversity-comparable", estimate(1.0, 0.88, 1.08), WIDE),
-    ("000-explosion", estimate(1, 1, 1), "direction only"),  # one of two signs
+    ("000-explosion", estimate(1, 1, 1), "direction only"),  # one of three signs
 ])
 def test_a_claim_is_decided_by_the_rule_written_beside_it(claim_id, measured, verdict):
     assert decide(claim_id, measured) == verdict == row(claim_id, measured, (), load()[claim_id].notebook)["verdict"]

@@ -6,9 +6,11 @@ import scipy.stats
 
 from onebit.metrics.estimate import (
     GROUPS,
+    Estimate,
     bootstrap,
     difference,
     geometric_over_seeds,
+    hull,
     jackknife,
     over_seeds,
 )
@@ -151,3 +153,12 @@ def test_labels_that_are_no_classes_are_refused_by_name(measure, labels, message
 def test_what_cannot_be_paired_is_refused(call):
     with pytest.raises(ValueError, match=r"need two|all alike|NaN"):
         call()
+
+
+def test_the_hull_of_analyses_holds_all_their_intervals_around_the_first_ones_value():
+    one, other = Estimate(1.0, 0.5, 1.5, 4, "a"), Estimate(0.8, 0.2, 1.4, 3, "b")
+    assert hull([one, other]) == Estimate(1.0, 0.2, 1.5, 3, "a; interval over 2 analyses")
+    assert hull([one]).low == one.low and hull([other, one]).value == other.value
+    assert np.isnan(hull([one, Estimate(1.0, np.nan, np.nan, 1, "one seed")]).low)
+    with pytest.raises(ValueError, match="at least one"):
+        hull([])

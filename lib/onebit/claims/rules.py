@@ -20,10 +20,10 @@ def by_value(
 
         reproduced         |measured - published| <= tolerance * |published|, and no more than half the way from there
                            to `rival`, if there is one: the number that the source sets this one against; with a 95 %
-                           interval whose half width is at most half of |published|
+                           interval whose half width is at most half of |published|, and that does not hold `rival`
         not testable here  without an interval (one seed); within that distance, with a wider interval: one that holds
-                           nearly everything confirms nothing; or farther off, when one more run could print the
-                           published number: it lies in the interval of a single run, ends included
+                           the rival too, or nearly everything, confirms nothing; or farther off, when one more run
+                           could print the published number: it lies in the interval of a single run, ends included
         not reproduced     otherwise
 
     The interval of a single run is sqrt(n + 1) times as wide as that of a mean over n (`of_one_run`).  A plain number
@@ -37,7 +37,8 @@ def by_value(
         return _no_interval(measured)
     reach = tolerance * abs(published)
     if abs(value - published) <= (reach if rival is None else min(reach, abs(rival - published) / 2)):
-        return REPRODUCED if (high - low) / 2 <= INFORMATIVE * abs(published) else TOO_WIDE
+        known = (high - low) / 2 <= INFORMATIVE * abs(published) and (rival is None or not low <= rival <= high)
+        return REPRODUCED if known else TOO_WIDE
     return TOO_WIDE if _holds(of_one_run(measured), published) else NOT_REPRODUCED
 
 

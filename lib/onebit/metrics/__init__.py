@@ -2,7 +2,7 @@
 
 from .calibration import calibration_error, calibration_floor, fit_temperature, reliability, softmax, top_class
 from .classes import class_entropy, class_shares, inception_score, uniformity_test
-from .estimate import GROUPS, Estimate, bootstrap, difference, geometric_over_seeds, jackknife, over_seeds
+from .estimate import GROUPS, Estimate, bootstrap, difference, geometric_over_seeds, hull, jackknife, over_seeds
 from .frechet import Gaussian, curve_sizes, frechet, frechet_curve, frechet_distance, frechet_infinity
 from .kernel import kid
 from .legibility import agreement, by_class, class_losses, confidence, fleiss_kappa, legible, majority
@@ -40,9 +40,9 @@ __all__ = [
     "class_shares", "closer_than", "common_spread", "confidence", "curve_sizes", "difference", "distance_ratio",
     "diversity", "equal_spreads", "fade_mass", "fade_residual", "fit_temperature", "fleiss_kappa", "frechet",
     "frechet_curve", "frechet_distance", "frechet_infinity", "geometric_over_seeds", "grey_histogram", "grey_share",
-    "high_share", "inception_score", "jackknife", "kernel_scale", "kid", "label_agreement", "largest_jump", "legible",
-    "low_pass", "majority", "manifold", "memorized", "mid_grey", "nearer_seen", "nearest", "nn_distance", "other_gap",
-    "over_seeds", "paired_distance", "persistence", "power_spectrum", "published_diversity", "published_memorization",
-    "reliability", "sliced_wasserstein", "softmax", "stroke_width", "stroke_widths", "top_class", "topology_changes",
-    "transport_length", "uniformity_test", "vendi",
+    "high_share", "hull", "inception_score", "jackknife", "kernel_scale", "kid", "label_agreement", "largest_jump",
+    "legible", "low_pass", "majority", "manifold", "memorized", "mid_grey", "nearer_seen", "nearest", "nn_distance",
+    "other_gap", "over_seeds", "paired_distance", "persistence", "power_spectrum", "published_diversity",
+    "published_memorization", "reliability", "sliced_wasserstein", "softmax", "stroke_width", "stroke_widths",
+    "top_class", "topology_changes", "transport_length", "uniformity_test", "vendi",
 ]

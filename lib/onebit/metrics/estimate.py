@@ -113,6 +113,21 @@ def geometric_over_seeds(values: Sequence[float], protocol: str) -> Estimate:
     return Estimate(*(math.exp(v) for v in (e.value, e.low, e.high)), e.n, protocol)
 
 
+def hull(estimates: Sequence[Estimate]) -> Estimate:
+    """The first estimate, with the interval that holds all of theirs: of one quantity by several analyses that nobody
+    can choose between, such as scales.  Without an interval in one of them there is none.
+
+    Raises    ValueError for no estimates.
+    """
+    if not estimates:
+        raise ValueError("need at least one estimate")
+    low, high = min(e.low for e in estimates), max(e.high for e in estimates)
+    if any(math.isnan(e.low) for e in estimates):
+        low = high = math.nan
+    protocol = f"{estimates[0].protocol}; interval over {len(estimates)} analyses"
+    return Estimate(estimates[0].value, low, high, min(e.n for e in estimates), protocol)
+
+
 def _finite(values: ArrayLike, least: int = 2) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < least:
