@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from onebit import data, paths
+from onebit import data, paths, recipes
 from onebit.batches import STATISTICS, Batches
 from onebit.diffusion import noise_loss
 from onebit.errors import DataUnavailable, EngineUnavailable
@@ -253,6 +253,17 @@ def test_statistics_come_out_the_same_twice(home):
         shutil.rmtree(folder)
     again = results.statistics(TINY, results.weights(TINY))
     assert set(first) == set(again) and all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_a_network_is_fitted_on_data_once_and_comes_back_bit_for_bit(home, monkeypatch):
+    run = replace(TINY, recipe=fitted.recipe("calibrated", 2))
+    first = results.weights(run)
+    monkeypatch.setattr(results, "quantize_trained", lambda *_: pytest.fail("fitted a second time"))
+    again = results.weights(run)
+    assert not again.training and again.state_dict().keys() == first.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in first.state_dict().items())
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([3, 500])
+    assert torch.equal(first(x, t), again(x, t)) and again.recipe == recipes.recipe(run.recipe)
 
 
 def test_statistics_that_lack_a_batch_norm_of_the_network_are_no_silent_success(home, monkeypatch):

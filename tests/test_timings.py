@@ -11,9 +11,10 @@ import torch
 
 from onebit import nets, recipes
 from onebit.metrics import Estimate
-from onebit.study import Study, agreement, evaluation, narrow, results, timings, tradeoff
+from onebit.study import Study, agreement, evaluation, fitted, narrow, results, timings, tradeoff
 from onebit.study.evaluation import Measured
 from onebit.study.network_costs import file_bytes, raised_by
+from onebit.study.post_training import quantize_trained
 from onebit.study.sources import PackedSamples
 
 STUDY = Study.named("smoke", "digits")
@@ -58,11 +59,30 @@ def test_the_narrow_network_is_the_widest_whose_file_takes_no_more_bytes_than_th
     assert narrower <= allowed < wider
 
 
+@pytest.mark.parametrize(("profile", "dataset"), [("smoke", "digits"), ("laptop", "mnist"), ("laptop", "digits")])
+def test_the_four_bit_network_is_the_widest_whose_file_takes_no_more_bytes_than_the_1_bit_one(profile, dataset):
+    study = Study.named(profile, dataset)
+    one_bit, width = study.unet(recipes=("strict-1bit",))[0], study.profile.four_bit_width
+    sizes = [_packed_bytes(study, one_bit.width, "strict-1bit")]
+    sizes += [_packed_bytes(study, wide, fitted.recipe("nearest", 4)) for wide in (width, width + 1)]
+    assert sizes[1] <= sizes[0] < sizes[2]
+
+
+def _packed_bytes(study, width, recipe):
+    run = replace(study.unet()[0], width=width, recipe=recipe)
+    model, generator = nets.build("unet", width).eval(), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # zeros, which the last layers of blocks begin with, have no scale
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    quantize_trained(model, run)
+    return file_bytes(run, model.eval())["packed_bytes"]
+
+
 def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
     laptop = Study.named("laptop", "mnist")
-    float_one, one_bit, narrow_one = narrow.arms(laptop).values()
+    float_one, one_bit, narrow_one, four_bit = narrow.arms(laptop).values()
     assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:3]
     assert [(run.seed, run.recipe) for run in one_bit] == [(run.seed, "strict-1bit") for run in float_one]
+    assert [replace(run.trained, width=laptop.profile.unet_width) for run in four_bit] == float_one
 
 
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
@@ -80,8 +100,13 @@ def test_ratios_at_equal_bytes_are_paired_by_seed():
     """1/2 and 2/1: a geometric mean of 1, whatever the seeds' own level."""
     columns = dict.fromkeys(["loss", *narrow.MEASURES], 1.0)
     frame = pd.DataFrame([{"network": name, "seed": seed} | columns | {"frechet": value} for name, seed, value in [
-        ("wide", 0, 9), ("wide", 1, 9), ("1 bit", 0, 1), ("1 bit", 1, 200), ("narrow", 1, 100), ("narrow", 0, 2)]])
-    found = narrow.ratios(frame).set_index("measure")
+        ("wide", 0, 9), ("wide", 1, 9), ("1 bit", 0, 1), ("1 bit", 1, 200), ("narrow", 1, 100), ("narrow", 0, 2),
+        ("4 bits", 0, 0.5), ("4 bits", 1, 100)]])
+    frame.loc[frame.network == "4 bits", "loss"] = math.nan
+    by_rival = narrow.ratios(frame).set_index(["rival", "measure"])
+    assert list(by_rival.loc["4 bits"].index) == list(narrow.MEASURES)
+    assert by_rival.ratio["4 bits", "frechet"] == pytest.approx(2)
+    found = by_rival.loc["narrow"]
     assert list(found.index) == ["loss", *narrow.MEASURES]
     assert found.ratio["frechet"] == pytest.approx(1) and found.ratio["kid"] == 1 and (found.seeds == 2).all()
     half = 12.706204736 * math.log(2)  # t(1) times the deviation of -log 2 and log 2, sqrt(2) log 2, over sqrt(2)

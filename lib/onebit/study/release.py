@@ -7,8 +7,9 @@
                       likewise: the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    no weights at all later seeds on one or two classes, those that source 000's networks alone have, and networks
-                      trained on few images: results were made from them, and nothing else ever will be
+    no weights at all later seeds on one or two classes, those that source 000's networks alone have or that are
+                      rounded to four bits, and networks trained on few images: results were made from them, and
+                      nothing else ever will be
     averaged weights  of the first seed of the strictly 1-bit U-Net
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
@@ -84,11 +85,12 @@ def trainings(study: Study) -> dict[str, Kept]:
     own = ablations.own_teachers(study)
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
+    rivals = [run.trained for run in narrow.four_bit(study)]
     plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
-            for run in [*study.all_runs, *narrow.runs(study), *own, *students] if run == run.trained}
+            for run in [*study.all_runs, *narrow.runs(study), *rivals, *own, *students] if run == run.trained}
     extra = [run for run in study.resunet() if run.seed not in study.profile.resunet_seeds]
     later = [run for run in study.all_runs if study.subset(run.dataset) and run.seed > 0]
-    unread = extra + later + scarce.runs(study)
+    unread = extra + later + scarce.runs(study) + rivals[1:]  # of the first the file's size is taken
     return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
                    if run == run.trained}
 

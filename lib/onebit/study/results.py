@@ -3,6 +3,7 @@
 Each function looks in data/released/, then in data/runs/, then computes (and only then needs the data set).
 """
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ PACKED = "model.packed"  # instead of model.safetensors, see `release`
 PICTURES = 100
 KERNELS_VERSION = 1  # +1 whenever packed networks would draw other samples
 STATISTICS_VERSION = 1  # +1 whenever batch-norm statistics estimated anew would be others
+FITTED_VERSION = 1  # +1 whenever a network rounded on data would come out with other bits
 SAMPLES_VERSION = 1  # +1 whenever the same request would give other samples
 
 
@@ -151,13 +153,31 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     packed = folder / PACKED
     model = load_packed(packed) if packed.exists() and not average else _loaded(run, folder, average)
     if run != run.trained:
-        quantize_trained(model.eval(), run)
+        _quantize_trained(model.eval(), run, average, wait)
     model.to(device(), memory_format=torch.channels_last)
     if reestimated and (ended := statistics_of(model)):
         found = statistics(run, model, average, wait)
         for name, buffer in ended.items():
             buffer.copy_(found[name])
     return model.eval()
+
+
+def _quantize_trained(model: nn.Module, run: Run, average: bool, wait: bool) -> None:
+    """What is fitted on data is fitted once, since several sets of samples and several measurements ask for it."""
+    if recipes.recipe(run.recipe).post_training != "calibrated":
+        quantize_trained(model, run)
+        return
+
+    def compute(work: Path) -> None:
+        found = deepcopy(model)
+        quantize_trained(found, run)
+        with replacing(work / "fitted.safetensors") as partial:
+            save_file({name: x.contiguous() for name, x in found.state_dict().items()}, partial)
+
+    entry = Entry("fitted", run.label, {"run": run.spec, "average": average, "version": FITTED_VERSION})
+    folder = cache.get(entry, compute, wait)
+    recipes.quantize(model, run.recipe)
+    model.load_state_dict(load_file(folder / "fitted.safetensors"))
 
 
 def statistics(run: Run, model: nn.Module, average: bool = False, wait: bool = True) -> dict[str, Tensor]:
