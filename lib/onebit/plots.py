@@ -93,6 +93,9 @@ def curves(frame: pd.DataFrame, y: str, label: str) -> Figure:
         sns.lineplot(data=part, x="step", y=y, hue="recipe", units="seed", estimator=None, palette=COLOURS, lw=1, ax=ax,
                      **style)
         ax.set(title=net, yscale="log", ylabel=label)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=30))  # a power of ten alone is too coarse
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
     return figure
 
 
