@@ -17,7 +17,7 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 from onebit import nets
 from onebit.audit import audit
 from onebit.frozen import frozen
-from onebit.layers import quantized_layers, weight_layers
+from onebit.layers import quantized_layers, weight_layers, without_quantizers
 from onebit.quantizers import ACTIVATION_RULES
 from onebit.recipes import RECIPES, Recipe, penalty, quantize, recipe, schedules
 
@@ -344,6 +344,42 @@ def test_whatever_refuses_a_model_leaves_it_module_for_module_as_it_was(options,
     quantize(model, "weights=sign activations=xnor++", GOOD) if not options else quantize(model, "weights=xnor")
     assert len(quantized_layers(model)) == 3 and model.training and not model.up[2].training
     assert model(*GOOD).isfinite().all()
+
+
+def hooked(layer):
+    """As accelerate's hooks leave a layer: with a `forward` of its own, which calls the one it had."""
+    layer._old_forward = layer.forward
+    layer.forward = lambda *args, **kwargs: layer._old_forward(*args, **kwargs)
+    return layer
+
+
+def test_a_layer_with_a_forward_of_its_own_would_stay_float_and_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), hooked(nn.Linear(4, 4)))
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"cannot quantize 1: .*remove that hook first .*name it in `keep`"):
+        quantize(model, "weights=xnor")
+    assert same(before, everything(model))
+    assert list(quantized_layers(model)) == [] and quantize(model, "weights=xnor keep=1").binary_weights == 16
+
+
+def test_a_forward_that_a_quantized_layer_gets_later_is_put_back():
+    layer = one_layer(nn.Linear(4, 4))
+    forward = hooked(layer).forward
+    with without_quantizers([layer]):
+        assert layer.forward is not forward
+    assert layer.forward is forward
+
+
+@pytest.mark.parametrize("how", ["weights=ternary:stochastic=True", "weights=xnor activations=insta:4",
+                                 "weights=xnor activations=sign outputs=shortcut connections=tbs"])
+def test_a_network_in_eval_mode_stays_in_it_with_all_its_rules(how):
+    """As `from_pretrained` gives networks: nothing in it may change by a look at it."""
+    model = convolutions().eval()
+    model.up[2].train()  # a part in another mode than the whole stays in it
+    quantize(model, how)
+    assert [m for m in model.modules() if m.training] == [model.up[2]]
+    model.train()
+    assert all(m.training for m in model.modules())
 
 
 def test_the_example_may_be_given_late():

@@ -86,8 +86,9 @@ def quantize(
     `example` is an input of the model (images and timesteps), on which it is run once to warn of quantized layers that
     are not called; only rules with one parameter per output pixel ("xnor++") need it.  With `prepare=False`, for a
     model whose state is loaded next, it is not run.  Rules initialise what they learn about weights from the weights
-    the model has now, and what they learn about inputs from the first training batch.  The model remembers its recipe
-    as `model.recipe`.  A model that is refused stays as it was.
+    the model has now, and what they learn about inputs from the first training batch: a network that is in
+    eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.  The model
+    remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
 
     Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
               to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
@@ -186,6 +187,10 @@ def _check_kind(name: str, layer: nn.Module) -> None:
     if type(layer) not in SWAPS:
         kind = type(layer).__name__
         raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
+    if "forward" in vars(layer):  # as accelerate's hooks put it there: it would be called in place of the class's
+        raise ValueError(f"cannot quantize {name}: it has a `forward` of its own, set by a hook (device_map, "
+                         "cpu_offload), that would go on computing in float; remove that hook first "
+                         "(accelerate.hooks.remove_hook_from_module), or name it in `keep`")
     if "weight" not in layer._parameters:
         raise ValueError(f"cannot quantize {name}: a hook makes its weight anew in every call (weight_norm, "
                          "spectral_norm, prune): remove that, or name it in `keep`")
@@ -206,7 +211,7 @@ def _swap(layer: nn.Module, parts: dict[str, nn.Module | None], drop_bias: bool,
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
     undo.callback(_unswap, layer, type(layer), layer.bias)
     for name, part in parts.items():
-        setattr(layer, name, part)
+        setattr(layer, name, part if part is None else part.train(layer.training))
     layer.__class__ = SWAPS[type(layer)]
     if drop_bias:
         layer.bias = None
