@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
@@ -90,18 +91,20 @@ def quantize(
     eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.  The model
     remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
 
-    Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
-              to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
-              rules or that its parent is known not to call, connections that cannot be made, or a missing example;
-              whatever the model raises for an `example` that is none of its inputs, where rules need one.
+    Raises    ValueError for an unknown recipe, a model that is quantized already, has a part named `recipe` or lazy
+              layers that have not run yet, or of which the recipe leaves no layer to quantize (a pattern of `keep` or
+              `at` that matches none is no error), a layer that cannot take its rules or that its parent is known not
+              to call, connections that cannot be made, or a missing example; whatever the model raises for an
+              `example` that is none of its inputs, where rules need one.
     """
     how = recipe(how) if isinstance(how, str) else how
+    _check_model(model)
     layers = weight_layers(model)
     if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         clock = Clock()
-        chosen = _choose(list(layers), how)
+        chosen = chosen_layers(model, how)
         _check_called(model, {layers[name]: name for name in chosen})
         parts = _build(layers, chosen, clock)  # everything before the first swap
         connections = specs.build("connections", CONNECTIONS, how.connections, model)
@@ -137,14 +140,19 @@ def penalty(model: nn.Module) -> Tensor | None:
     return torch.stack(asked).mean() if asked else None
 
 
-def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Weight rule, activation rule and output rules of every layer to quantize."""
-    kept, only = _reached(names, how.keep), _reached(names, how.only)
+def chosen_layers(model: nn.Module, how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Weight rule, activation rule and output rules of every layer that the recipe quantizes, by name.
+
+    Raises    ValueError if there are none.
+    """
+    layers = weight_layers(model)
+    names, known = list(layers), _all_names(model, layers)
+    kept, only = _reached(known, how.keep), _reached(known, how.only)
     candidates = [name for name in names if name not in kept]
     inner = candidates if how.ends == "quantized" else candidates[1:-1]
     elsewhere = {}
     for pattern, rule in reversed(how.at):  # the first match counts
-        elsewhere |= dict.fromkeys(reached(names, [pattern]), rule)
+        elsewhere |= dict.fromkeys(_reached(known, (pattern,)), rule)
     chosen = {name: (elsewhere.get(name, how.weights), how.activations, how.outputs)
               for name in inner if not how.only or name in only}
     if not chosen:
@@ -156,9 +164,15 @@ def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[st
     return chosen
 
 
-def _reached(names: list[str], patterns: tuple[str, ...]) -> set[str]:
+def _all_names(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Every name of every layer, of which a shared one has several, and the one it is listed under."""
+    first = {layer: name for name, layer in layers.items()}
+    return {name: first[module] for name, module in model.named_modules(remove_duplicate=False) if module in first}
+
+
+def _reached(known: dict[str, str], patterns: tuple[str, ...]) -> set[str]:
     """Pattern by pattern: one that matches must not keep another from being tried behind a prefix."""
-    return {name for pattern in patterns for name in reached(names, [pattern])}
+    return {known[name] for pattern in patterns for name in reached(known, [pattern])}
 
 
 def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple[str, ...]]], clock: Clock) -> dict:
@@ -172,6 +186,16 @@ def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple
         except ValueError as error:
             raise ValueError(f"cannot quantize {name}: {error}") from error
     return parts
+
+
+def _check_model(model: nn.Module) -> None:
+    """What would otherwise fail after the swap."""
+    if any("recipe" in held for held in (model._modules, model._parameters, model._buffers)):
+        raise ValueError(f"{type(model).__name__} has a part named `recipe`, where the model's recipe would go: give "
+                         "that another name, or put the model into a wrapper")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run one forward pass first")
 
 
 def _check_called(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
