@@ -13,6 +13,7 @@ from onebit.diffusion import SCHEDULE
 from onebit.efficiency import account
 from onebit.frozen import FixedNorm, FoldedBlock, frozen, sharing_weights
 from onebit.layers import Quantized
+from onebit.nets.unet import ResBlock
 from onebit.recipes import quantize
 from onebit.sampling import generators, sample, scheduler
 
@@ -155,6 +156,35 @@ def test_a_block_with_a_hook_inside_is_not_folded():
     with torch.no_grad():
         close(made(*batch(2)), model(*batch(2)))
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("part", "folded"), [("conv1", 0), ("time", 0), ("norm2", 0), ("conv2", 2), (None, 2)])
+def test_blocks_that_share_a_layer_are_not_folded_into_it_twice(part, folded):
+    torch.manual_seed(0)
+    blocks = nn.ModuleList([ResBlock(4, 4, "batch"), ResBlock(4, 4, "batch")])
+    if part:
+        setattr(blocks[1], part, getattr(blocks[0], part))
+    for parameter in blocks.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, time = torch.randn(8, 4, 6, 6), torch.randn(8, 64)
+
+    def run(blocks):
+        return blocks[1](blocks[0](x, time), time)
+
+    run(blocks)  # norms get statistics
+    copied = frozen(blocks.eval())
+    close(run(copied), run(blocks))
+    assert sum(isinstance(block, FoldedBlock) for block in copied) == folded
+
+
+def test_a_block_of_two_names_is_folded_once():
+    torch.manual_seed(0)
+    blocks = nn.ModuleList([ResBlock(4, 4, "batch")] * 2)
+    x, time = torch.randn(8, 4, 6, 6), torch.randn(8, 64)
+    blocks[0](x, time)
+    copied = frozen(blocks.eval())
+    assert isinstance(copied[0], FoldedBlock) and copied[1] is copied[0]
+    close(copied[0](x, time), blocks[0](x, time))
 
 
 def test_a_copy_that_shares_weights_has_its_own_hooks():

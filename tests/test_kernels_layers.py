@@ -1,6 +1,7 @@
 """Packed layers against the dense ones they are made from, for every rule, geometry and weight that has a kernel."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,25 @@ def test_an_image_alone_is_the_image_in_its_batch(rule):
     x = torch.randn(5, 70, 7, 3, generator=generator(6))
     layer = packed(quantized(nn.Conv2d(70, 37, 3, padding=1), rule, x))
     assert torch.equal(torch.cat([layer(x[i : i + 1]) for i in range(5)]), layer(x))
+
+
+@pytest.mark.parametrize("rule", ["lsq:4", "dorefa:3", "tdq:4", "insta:4", "sign"])
+@pytest.mark.parametrize("channels", [64, 13])
+def test_nan_is_nan_where_it_is_in_the_dense_layer_and_in_no_other_sample(rule, channels):
+    """Codes have no NaN: a broken network would compute on as if nothing were."""
+    x = torch.randn(4, channels, 5, 5, generator=generator(8))
+    model = nn.Sequential(nn.Conv2d(channels, 9, 3, padding=1))
+    quantize(model, f"weights=xnor activations={rule}")
+    model[0].activation.clock = SimpleNamespace(timestep=torch.tensor([3]))
+    model(x)
+    layer = packed(model.eval()[0])
+    whole = layer(x)
+    x[2, 5, 3, 1] = torch.nan
+    broken, dense = layer(x), model(x)
+    assert broken[2].isnan().any() == dense[2].isnan().any() and (broken.isnan() | ~dense.isnan()).all()
+    assert torch.equal(broken[[0, 1, 3]], whole[[0, 1, 3]])
+    x[2] = torch.inf  # is clipped
+    torch.testing.assert_close(layer(x), model(x), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def test_any_layout_and_precision_of_the_input_and_threads_give_the_same():

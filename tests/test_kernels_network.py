@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onebit import nets
+from onebit.errors import Diverged
 from onebit.kernels import PackedConv2d, PackedConvTranspose2d, to_packed
 from onebit.kernels.folding import fold
 from onebit.kernels.inputs import Before
@@ -198,6 +199,28 @@ def test_a_folded_layer_computes_norm_silu_shift_and_layer(activations, after):
     torch.testing.assert_close(layer(x, shift=shift), dense, rtol=1e-4, atol=1e-5)
     unshifted = norm(F.silu(x)) if after else F.silu(norm(x))
     torch.testing.assert_close(layer(x), model(unshifted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [SIGN, "binarydm-base-w1a4"])
+def test_a_broken_norm_is_not_folded_and_breaks_the_packed_network_where_it_breaks_the_dense_one(recipe):
+    model, (x, timestep) = trained("unet", recipe), inputs()
+    model.up[2].norm2.running_var[1] = torch.nan
+    ours = to_packed(model)
+    assert "up.2.norm2" not in ours.folded and "up.1.norm2" in ours.folded
+    with torch.inference_mode():
+        assert ours(x, timestep).isfinite().all() == model(x, timestep).isfinite().all() == (recipe == SIGN)
+    if recipe != SIGN:
+        with pytest.raises(Diverged):
+            sample(ours, 2, shape=(1, 16, 16), steps=2)
+
+
+def test_what_a_folded_norm_and_silu_make_nan_is_nan():
+    model = trained("unet", "binarydm-base-w1a4")
+    ours = to_packed(model).up[2].conv1
+    x = torch.randn(3, ours.channels, 8, 8)
+    x[1] = -torch.inf
+    assert [bool(y.isnan().all()) for y in ours(x)] == [False, True, False]
+    assert ours(x[::2], shift=torch.full((2, 1), torch.nan).expand(-1, ours.channels)).isnan().all()
 
 
 def test_the_kernels_silu_is_torchs():

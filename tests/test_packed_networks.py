@@ -14,7 +14,7 @@ from onebit.frozen import frozen
 from onebit.layers import quantized_layers
 from onebit.objective import Objective
 from onebit.packing import Stored, load_packed, save_packed
-from onebit.recipes import RECIPES, audit, quantize
+from onebit.recipes import RECIPES, Recipe, audit, quantize, recipe
 from onebit.sampling import sample_batch
 
 
@@ -118,6 +118,14 @@ def test_a_loaded_network_refuses_to_learn_its_packed_weights(tmp_path):
     assert next(iter(layers.values())).bias.grad.abs().sum() > 0
 
 
+def test_a_rule_with_spaces_comes_back(tmp_path):
+    """The header's text of the recipe is split at spaces."""
+    model = built(how=Recipe(weights="lsq:bits=2, per_channel=True", keep=("*time*",)))
+    save_packed(model, tmp_path / "m")
+    loaded = load_packed(tmp_path / "m")
+    assert loaded.recipe == model.recipe == recipe("weights=lsq:bits=2,per_channel=True keep=*time*")
+
+
 def test_a_float_network_is_packed_as_float16(tmp_path):
     torch.manual_seed(0)
     model = nets.build("unet", 4).eval()
@@ -166,10 +174,23 @@ def without_recipe():
 
 
 @pytest.mark.parametrize("make", [without_recipe, lambda: frozen(built(how="strict-1bit")),
-                                  lambda: frozen(built(how="xnor-w1a1"))])
+                                  lambda: frozen(built(how="xnor-w1a1")),
+                                  lambda: pytest.importorskip("onebit.kernels").to_packed(built(how="xnor-w1a1"))])
 def test_a_network_that_is_not_as_quantize_left_it_is_refused(make, tmp_path):
     with pytest.raises(ValueError, match=r"not as recipes\.quantize leaves them"):
         save_packed(make(), tmp_path / "m")
+
+
+def test_a_layer_that_came_or_went_after_quantize_is_named(tmp_path):
+    """The file could not be loaded: quantizing a new network would make other layers of it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    quantize(model, "weights=xnor")
+    model[2] = nn.Linear(8, 10)
+    with pytest.raises(ValueError, match=r"not as recipes\.quantize leaves them: 2; quantize it with that once"):
+        save_packed(model, tmp_path / "m")
+    model[2] = nn.Identity()
+    save_packed(model, tmp_path / "m")
+    assert len(quantized_layers(load_packed(tmp_path / "m", nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))))) == 2
 
 
 @pytest.mark.parametrize("how", ["strict-1bit", "xnor-w1a1"])

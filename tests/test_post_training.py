@@ -335,3 +335,18 @@ def test_one_timestep_for_all_images_is_fitted():
     with torch.no_grad():
         expected = reference(x, t)
         assert (model(x, t) - expected).square().mean() < 0.05 * expected.var()
+
+
+@torch.no_grad()
+def test_weights_make_up_for_a_bias_that_is_dropped():
+    """numpy's lstsq without a column of ones, its ridge added; eight bits round by little."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 4)).eval()
+    nn.init.normal_(model[0].bias, 2, 0.5)
+    x = torch.randn(4096, 16, generator=generator()) + 1
+    quantized = deepcopy(model)
+    quantize(quantized, "weights=lsq:8 drop_bias=True post_training=calibrated")
+    fit(quantized.eval(), model, [(x[:2048],), (x[2048:],)])
+    least = np.linalg.lstsq(x.numpy(), model(x).numpy(), rcond=None)[1] / len(x)
+    error = (quantized(x) - model(x)).square().mean(0)
+    assert np.allclose(error, least, rtol=0.02) and (least < 0.3).all()

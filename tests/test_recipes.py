@@ -17,7 +17,7 @@ from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 from onebit import nets
 from onebit.audit import audit
 from onebit.frozen import frozen
-from onebit.layers import quantized_layers, weight_layers
+from onebit.layers import quantized_layers, weight_layers, without_quantizers
 from onebit.quantizers import ACTIVATION_RULES
 from onebit.recipes import RECIPES, Recipe, penalty, quantize, recipe, schedules
 
@@ -346,6 +346,59 @@ def test_whatever_refuses_a_model_leaves_it_module_for_module_as_it_was(options,
     assert model(*GOOD).isfinite().all()
 
 
+class OwnRecipe(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 4))
+        self.recipe = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.LazyLinear(3)), "2.weight has no shape yet: run one"),
+    (OwnRecipe, "OwnRecipe has a part named `recipe`.*another name"),
+])
+def test_what_would_fail_after_the_swap_is_refused_before_it(make, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
+        quantize(model, "weights=xnor keep=2")
+    assert not quantized_layers(model) and not isinstance(getattr(model, "recipe", None), Recipe)
+
+
+def hooked(layer):
+    """As accelerate's hooks leave a layer: with a `forward` of its own, which calls the one it had."""
+    layer._old_forward = layer.forward
+    layer.forward = lambda *args, **kwargs: layer._old_forward(*args, **kwargs)
+    return layer
+
+
+def test_a_layer_with_a_forward_of_its_own_would_stay_float_and_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), hooked(nn.Linear(4, 4)))
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"cannot quantize 1: .*remove that hook first .*name it in `keep`"):
+        quantize(model, "weights=xnor")
+    assert same(before, everything(model))
+    assert list(quantized_layers(model)) == [] and quantize(model, "weights=xnor keep=1").binary_weights == 16
+
+
+def test_a_forward_that_a_quantized_layer_gets_later_is_put_back():
+    layer = one_layer(nn.Linear(4, 4))
+    forward = hooked(layer).forward
+    with without_quantizers([layer]):
+        assert layer.forward is not forward
+    assert layer.forward is forward
+
+
+@pytest.mark.parametrize("how", ["weights=ternary:stochastic=True", "weights=xnor activations=insta:4",
+                                 "weights=xnor activations=sign outputs=shortcut connections=tbs"])
+def test_a_network_in_eval_mode_stays_in_it_with_all_its_rules(how):
+    """As `from_pretrained` gives networks: nothing in it may change by a look at it."""
+    model = convolutions().eval()
+    model.up[2].train()  # a part in another mode than the whole stays in it
+    quantize(model, how)
+    assert [m for m in model.modules() if m.training] == [model.up[2]]
+    model.train()
+    assert all(m.training for m in model.modules())
+
+
 def test_the_example_may_be_given_late():
     """As the message of the first attempt says."""
     model = nets.build("unet", 4)
@@ -414,6 +467,31 @@ def test_the_case_of_a_pattern_counts():
     assert list(quantized_layers(model)) == ["head"]
 
 
+class Shared(nn.Module):
+    """Its second layer is `enc.1` and `dec.l`."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.dec = nn.ModuleDict({"l": self.enc[1], "o": nn.Linear(8, 8)})
+
+
+@pytest.mark.parametrize(("parts", "quantized"), [
+    ("keep=dec.*", ["enc.0"]), ("only=dec.*", ["enc.1", "dec.o"]), ("keep=l", ["enc.0", "dec.o"]),
+    ("keep=enc.*", ["dec.o"]),
+])
+def test_a_pattern_reaches_a_shared_layer_by_any_of_its_names(parts, quantized):
+    model = Shared()
+    quantize(model, f"weights=xnor {parts}")
+    assert list(quantized_layers(model)) == quantized
+
+
+def test_a_shared_layer_gets_the_rule_that_any_of_its_names_is_given():
+    model = Shared()
+    quantize(model, "weights=xnor at=dec.l->lsq:2|enc.*->lsq:3")
+    assert [layer.rule.weight_bits for layer in quantized_layers(model).values()] == [3, 2, 1]
+
+
 # recipes as text -----------------------------------------------------------------------------------------------------
 
 
@@ -457,6 +535,26 @@ def test_an_item_that_is_none_is_named(text, message):
 def test_a_string_or_list_is_not_taken_item_by_item(parts, message):
     with pytest.raises(ValueError, match=message):
         Recipe(weights="ebb", **parts)
+
+
+def test_white_space_in_rules_does_not_count():
+    how = Recipe(weights="lsq:bits=2, per_channel=True", at=(("a", "ebb: tau = 0.1"),), activations=" lsq:4",
+                 outputs=("shortcut ",), connections="tbs: rows=2, initial=0.0")
+    assert recipe(str(how)) == how == recipe("weights=lsq:bits=2,per_channel=True at=a->ebb:tau=0.1 activations=lsq:4 "
+                                             "outputs=shortcut connections=tbs:rows=2,initial=0.0")
+
+
+@pytest.mark.parametrize("parts", [{"keep": ("my layer",)}, {"only": ("a|b",)}, {"at": (("a->b", "ebb"),)},
+                                   {"at": (("a\t", "ebb"),)}])
+def test_a_pattern_that_text_cannot_spell_is_refused(parts):
+    with pytest.raises(ValueError, match=rf"{next(iter(parts))}: the pattern .* cannot be spelt .*write \? for each"):
+        Recipe(weights="xnor", **parts)
+
+
+def test_a_question_mark_stands_for_a_space_in_a_name():
+    model = nn.ModuleDict({"my layer": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    quantize(model, Recipe(weights="xnor", keep=("my?layer",)))
+    assert list(quantized_layers(model)) == ["b"]
 
 
 def test_some_layers_cannot_be_left_float_by_a_rule():

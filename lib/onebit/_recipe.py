@@ -18,7 +18,8 @@ class Recipe:
     """One way to quantize a network.  `str(recipe)` spells it out, and `recipe(text)` reads that back.
 
     A name pattern (as fnmatch's, case counts) stands for the whole name of a layer.  One that matches none is tried
-    behind any prefix, so that "time_mlp*" is found in a wrapper too, as "unet.time_mlp".
+    behind any prefix, so that "time_mlp*" is found in a wrapper too, as "unet.time_mlp".  A layer that a network
+    holds under several names is reached by each of them.
 
     weights         weight rule ("xnor", "lsq:2", ...; "none": leave the network alone)
     at              (name pattern, weight rule) pairs for layers that get another rule; the first match counts
@@ -33,6 +34,11 @@ class Recipe:
     drop_bias       remove the bias of quantized layers, as the published code does
     post_training   train in float and quantize afterwards: "start" leaves the rules as they start, "nearest" and
                     "calibrated" have them fitted to the weights or to inputs (`post_training.fit`); "none": as usual
+
+    White space within rules does not count.
+
+    Raises    ValueError for a rule, option or word that there is none of, parts that contradict each other, or a
+              pattern that text cannot spell: with white space, "|" or (in `at`) "->".
     """
 
     weights: str = "none"
@@ -48,6 +54,8 @@ class Recipe:
 
     def __post_init__(self):
         _check_tuples(self)
+        _check_patterns(self)
+        self._compact()
         if self.weights != "none":
             specs.lookup("weight rule", WEIGHT_RULES, self.weights)
         for _, rule in self.at:  # "none" is for all or nothing: `keep` leaves some layers float
@@ -65,6 +73,14 @@ class Recipe:
             unknown("post_training", self.post_training, POST_TRAINING)
         if self.post_training != "none" and (self.activations, self.outputs, self.connections) != ("none", (), "none"):
             raise ValueError("a post-training recipe has no training to learn activations, outputs or connections in")
+
+    def _compact(self) -> None:
+        """Rules without white space, which would end a part of the recipe's text."""
+        rules = {name: _without_space(getattr(self, name)) for name in ("weights", "activations", "connections")}
+        rules |= {"at": tuple((pattern, _without_space(rule)) for pattern, rule in self.at),
+                  "outputs": tuple(_without_space(rule) for rule in self.outputs)}
+        for name, value in rules.items():
+            object.__setattr__(self, name, value)  # frozen, like what it is set on
 
     def __str__(self) -> str:
         parts = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -94,6 +110,19 @@ def _check_tuples(how: Recipe) -> None:
         if not isinstance(item, tuple) or len(item) != 2 or not all(item):
             spelt = item if isinstance(item, str) else "->".join(item)
             raise ValueError(f"at: {spelt!r} is no pattern->rule, such as down.0.*->ebb")
+
+
+def _check_patterns(how: Recipe) -> None:
+    """A recipe is saved as its text, which has to be read back as the same recipe."""
+    patterns = {"only": how.only, "keep": how.keep, "at": [pattern for pattern, _ in how.at]}
+    for name, pattern in ((name, pattern) for name, given in patterns.items() for pattern in given):
+        if "|" in pattern or _without_space(pattern) != pattern or (name == "at" and "->" in pattern):
+            raise ValueError(f"{name}: the pattern {pattern!r} cannot be spelt in a recipe's text; write ? for each "
+                             "character that is white space, | or part of ->")
+
+
+def _without_space(rule: str) -> str:
+    return "".join(rule.split())
 
 
 def _spell(value: str | bool | tuple) -> str:

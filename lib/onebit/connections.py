@@ -192,7 +192,7 @@ def install(model: nn.Module, connections: Connections) -> list[RemovableHandle]
     handles = [model.register_forward_pre_hook(_Begin(connections), with_kwargs=True)]
     for i, site in enumerate(connections.sites):
         handles.append(model.get_submodule(site).register_forward_hook(_Site(connections, i)))
-    model.connections = connections
+    model.connections = connections.train(model.training)
     return handles
 
 

@@ -1,6 +1,7 @@
 """A network as sampling needs it: no gradient, weights quantized once, batch norms folded into their neighbours."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ def frozen(model: nn.Module) -> nn.Module:
     Quantized weights are computed once.  A layer that quantizes its weight alone becomes a float layer that holds the
     result; one that quantizes its input stays what it is, with a constant weight.  Batch norms become one multiply-add,
     and in the `unet`'s residual blocks the second one is folded into the convolution before it, bracket included,
-    which is a bias where all images of a call share their timestep.  Blocks with hooks inside them are not folded, and
-    nothing is in a network that quantizes activations, whose codes a rounding error could flip: its outputs stay the
-    same bit for bit.
+    which is a bias where all images of a call share their timestep.  Blocks with hooks inside them, or that share
+    such a layer with another, are not folded, and nothing is in a network that quantizes activations, whose codes a
+    rounding error could flip: its outputs stay the same bit for bit.
 
     A copy is no network to audit, see `audit`.
 
@@ -58,7 +59,8 @@ def _hold_weight(layer: Quantized) -> None:
 
 
 def _fold_norms(model: nn.Module) -> None:
-    for block in [module for module in model.modules() if _folds(module)]:
+    uses = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    for block in [module for module in model.modules() if _folds(module, uses)]:
         _fold(block)
     for norm in [module for module in model.modules() if _is_fixed(module)]:
         norm.__class__ = FixedNorm
@@ -89,9 +91,12 @@ class FixedNorm(nn.BatchNorm2d):
         return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))  # under autocast x is bfloat16
 
 
-def _folds(module: nn.Module) -> bool:
-    """Whether `_fold` can take the block: batch norms, a float first convolution and time layer, nobody looking on."""
+def _folds(module: nn.Module, uses: Counter) -> bool:
+    """Whether `_fold` can take the block: batch norms, a float first convolution and time layer, nobody looking on, and
+    what it changes is in use nowhere else."""
     if type(module) is not ResBlock or (type(module.conv1), type(module.time)) != (nn.Conv2d, nn.Linear):
+        return False
+    if any(uses[part] > uses[module] for part in (module.conv1, module.time, module.norm2)):
         return False
     inside = [part for part in module.modules() if part is not module]
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in inside)

@@ -121,6 +121,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 def without_quantizers(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Within it the layers compute as float ones, with their latent weights: no rule takes its start from what runs."""
     quantized = [layer for layer in layers if isinstance(layer, Quantized)]
+    own = {layer: vars(layer)["forward"] for layer in quantized if "forward" in vars(layer)}  # a hook's
     for layer in quantized:
         layer.forward = _float_forward(layer)
     try:
@@ -128,6 +129,8 @@ def without_quantizers(layers: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer in quantized:
             del layer.forward
+        for layer, forward in own.items():
+            layer.forward = forward
 
 
 def _float_forward(layer: Quantized) -> Callable[..., Tensor]:

@@ -33,7 +33,8 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
         min_{s, q, b'} |X w + b - X' s q - b'|^2.
 
     With the least-squares weights w' = (X'^T X')^-1 X'^T X w this is min |X' (w' - s q)|^2 up to a constant, which is
-    `rounding.fit_rows`' problem.  A layer with a bias has it fitted too (X and X' are then centred).
+    `rounding.fit_rows`' problem.  A layer with a bias has it fitted too (X and X' are then centred); where it was
+    dropped there is no b', and w' makes up for b: w' = (X'^T X')^-1 X'^T (X w + b).
 
     model       quantized from the weights of `reference`, by rules with one scale per output channel
     reference   the float network
@@ -71,10 +72,11 @@ def fit(model: nn.Module, reference: nn.Module | None = None, inputs: Inputs = (
 def _fit_layer(layer: Quantized, original: nn.Module, given: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
     """`original` is the float layer; `given` are the inputs of both, anew in every call."""
     w = weight_matrix(original).double()
+    dropped = original.bias if layer.bias is None else None  # the weights have to make up for it
     try:
-        moments, fitted = _fitted(layer, w, given(), wide=False)
+        moments, fitted = _fitted(layer, w, dropped, given(), wide=False)
     except torch.linalg.LinAlgError:  # inputs that hardly vary about a large mean: float32 sums cancel
-        moments, fitted = _fitted(layer, w, given(), wide=True)
+        moments, fitted = _fitted(layer, w, dropped, given(), wide=True)
     if layer.bias is not None:
         shift = (w @ moments.mean - fitted.weight @ moments.own_mean).to(layer.bias.dtype)
         layer.bias.copy_(shift if original.bias is None else original.bias + shift)
@@ -82,10 +84,10 @@ def _fit_layer(layer: Quantized, original: nn.Module, given: Callable[[], Iterat
 
 
 def _fitted(
-    layer: Quantized, w: Tensor, given: Iterator[tuple[Tensor, Tensor]], wide: bool
+    layer: Quantized, w: Tensor, dropped: Tensor | None, given: Iterator[tuple[Tensor, Tensor]], wide: bool
 ) -> tuple["Moments", Fitted]:
     moments = Moments.of(given, centred=layer.bias is not None, wide=wide)
-    return moments, fit_rows(*moments.target(w), layer.rule.levels)
+    return moments, fit_rows(*moments.target(w, dropped), layer.rule.levels)
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,10 @@ class Moments:
             own, cross = own - rows * own_mean.outer(own_mean), cross - rows * own_mean.outer(mean)
         return cls(own / rows, cross / rows, mean, own_mean)
 
-    def target(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, w: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Least-squares weights (out, n) for the inputs as they are, and the matrix that weighs their errors (n, n).
+
+        `dropped` is a bias (out,) of the float layer that the quantized one lacks; moments are not centred then.
 
         A hundredth of the mean second moment is added to the diagonal, with which inputs that were hardly seen keep
         their weights; at least a millionth of what it would be about zero, below which it is rounding.
@@ -121,7 +125,10 @@ class Moments:
         spread, size = self.own.diagonal().mean(), self.own_mean.square().mean()
         ridge = torch.maximum(0.01 * spread, 1e-6 * (spread + size)).clamp_min(1e-14) * torch.eye(len(w.T)).to(w)
         hessian = self.own + ridge
-        return torch.linalg.solve(hessian, (self.cross + ridge) @ w.T).T, hessian
+        wanted = (self.cross + ridge) @ w.T
+        if dropped is not None:
+            wanted = wanted + self.own_mean.outer(dropped.to(wanted))
+        return torch.linalg.solve(hessian, wanted).T, hessian
 
 
 def _check(model: nn.Module, layers: dict[str, Quantized], reference: nn.Module | None, inputs: Inputs) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
@@ -86,21 +87,24 @@ def quantize(
     `example` is an input of the model (images and timesteps), on which it is run once to warn of quantized layers that
     are not called; only rules with one parameter per output pixel ("xnor++") need it.  With `prepare=False`, for a
     model whose state is loaded next, it is not run.  Rules initialise what they learn about weights from the weights
-    the model has now, and what they learn about inputs from the first training batch.  The model remembers its recipe
-    as `model.recipe`.  A model that is refused stays as it was.
+    the model has now, and what they learn about inputs from the first training batch: a network that is in
+    eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.  The model
+    remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
 
-    Raises    ValueError for an unknown recipe, a model that is quantized already or of which the recipe leaves no layer
-              to quantize (a pattern of `keep` or `at` that matches none is no error), a layer that cannot take its
-              rules or that its parent is known not to call, connections that cannot be made, or a missing example;
-              whatever the model raises for an `example` that is none of its inputs, where rules need one.
+    Raises    ValueError for an unknown recipe, a model that is quantized already, has a part named `recipe` or lazy
+              layers that have not run yet, or of which the recipe leaves no layer to quantize (a pattern of `keep` or
+              `at` that matches none is no error), a layer that cannot take its rules or that its parent is known not
+              to call, connections that cannot be made, or a missing example; whatever the model raises for an
+              `example` that is none of its inputs, where rules need one.
     """
     how = recipe(how) if isinstance(how, str) else how
+    _check_model(model)
     layers = weight_layers(model)
     if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         clock = Clock()
-        chosen = _choose(list(layers), how)
+        chosen = chosen_layers(model, how)
         _check_called(model, {layers[name]: name for name in chosen})
         parts = _build(layers, chosen, clock)  # everything before the first swap
         connections = specs.build("connections", CONNECTIONS, how.connections, model)
@@ -136,14 +140,19 @@ def penalty(model: nn.Module) -> Tensor | None:
     return torch.stack(asked).mean() if asked else None
 
 
-def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Weight rule, activation rule and output rules of every layer to quantize."""
-    kept, only = _reached(names, how.keep), _reached(names, how.only)
+def chosen_layers(model: nn.Module, how: Recipe) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Weight rule, activation rule and output rules of every layer that the recipe quantizes, by name.
+
+    Raises    ValueError if there are none.
+    """
+    layers = weight_layers(model)
+    names, known = list(layers), _all_names(model, layers)
+    kept, only = _reached(known, how.keep), _reached(known, how.only)
     candidates = [name for name in names if name not in kept]
     inner = candidates if how.ends == "quantized" else candidates[1:-1]
     elsewhere = {}
     for pattern, rule in reversed(how.at):  # the first match counts
-        elsewhere |= dict.fromkeys(reached(names, [pattern]), rule)
+        elsewhere |= dict.fromkeys(_reached(known, (pattern,)), rule)
     chosen = {name: (elsewhere.get(name, how.weights), how.activations, how.outputs)
               for name in inner if not how.only or name in only}
     if not chosen:
@@ -155,9 +164,15 @@ def _choose(names: list[str], how: Recipe) -> dict[str, tuple[str, str, tuple[st
     return chosen
 
 
-def _reached(names: list[str], patterns: tuple[str, ...]) -> set[str]:
+def _all_names(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Every name of every layer, of which a shared one has several, and the one it is listed under."""
+    first = {layer: name for name, layer in layers.items()}
+    return {name: first[module] for name, module in model.named_modules(remove_duplicate=False) if module in first}
+
+
+def _reached(known: dict[str, str], patterns: tuple[str, ...]) -> set[str]:
     """Pattern by pattern: one that matches must not keep another from being tried behind a prefix."""
-    return {name for pattern in patterns for name in reached(names, [pattern])}
+    return {known[name] for pattern in patterns for name in reached(known, [pattern])}
 
 
 def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple[str, ...]]], clock: Clock) -> dict:
@@ -173,6 +188,16 @@ def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple
     return parts
 
 
+def _check_model(model: nn.Module) -> None:
+    """What would otherwise fail after the swap."""
+    if any("recipe" in held for held in (model._modules, model._parameters, model._buffers)):
+        raise ValueError(f"{type(model).__name__} has a part named `recipe`, where the model's recipe would go: give "
+                         "that another name, or put the model into a wrapper")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run one forward pass first")
+
+
 def _check_called(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
     for parent in model.modules():
         kinds = {kind.__name__ for kind in type(parent).__mro__} & READ_WEIGHTS
@@ -186,6 +211,10 @@ def _check_kind(name: str, layer: nn.Module) -> None:
     if type(layer) not in SWAPS:
         kind = type(layer).__name__
         raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
+    if "forward" in vars(layer):  # as accelerate's hooks put it there: it would be called in place of the class's
+        raise ValueError(f"cannot quantize {name}: it has a `forward` of its own, set by a hook (device_map, "
+                         "cpu_offload), that would go on computing in float; remove that hook first "
+                         "(accelerate.hooks.remove_hook_from_module), or name it in `keep`")
     if "weight" not in layer._parameters:
         raise ValueError(f"cannot quantize {name}: a hook makes its weight anew in every call (weight_norm, "
                          "spectral_norm, prune): remove that, or name it in `keep`")
@@ -206,7 +235,7 @@ def _swap(layer: nn.Module, parts: dict[str, nn.Module | None], drop_bias: bool,
     """Change the layer's class in place: parameters, their names, and references to the layer all stay."""
     undo.callback(_unswap, layer, type(layer), layer.bias)
     for name, part in parts.items():
-        setattr(layer, name, part)
+        setattr(layer, name, part if part is None else part.train(layer.training))
     layer.__class__ = SWAPS[type(layer)]
     if drop_bias:
         layer.bias = None

@@ -1,5 +1,6 @@
 """Activation rules as the kernels run them: which threshold, step and output factor a rule asks for."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,11 +55,28 @@ class Packed:
     magnitude: np.ndarray = field(default_factory=lambda: NONE)
     kernel: np.ndarray = field(default_factory=lambda: NONE)  # (kh kw,), or empty where there is no map
     map_bias: np.float32 = NO_BIAS
+    lost: Tensor | None = None  # samples (N,) whose codes would be those of NaN, if there are any
 
 
 def flat(values: Tensor) -> np.ndarray:
     """A tensor's values as flat float32."""
     return values.detach().float().contiguous().numpy().reshape(-1)
+
+
+def _lost(image: np.ndarray, before: np.ndarray, thresholds: np.ndarray, channels: int, samples: int) -> Tensor | None:
+    """Samples (N,) whose input is NaN somewhere, or infinite before a SiLU, which may make it NaN; None: no sample.
+
+    There is no code for NaN, and any other would make plausible outputs of a broken network's.  Sums are looked at
+    first, which costs next to nothing.
+    """
+    lost = torch.zeros(samples, dtype=torch.bool)
+    for values, size in ((image, len(image) // samples if samples else 0), (before, 4 * channels),
+                         (thresholds, channels)):
+        values = torch.from_numpy(values)
+        if not math.isfinite(values.sum()):
+            broken = ~values.isfinite() if len(before) else values.isnan()
+            lost |= broken.view(-1, size).any(1)
+    return lost if lost.any() else None
 
 
 class Before(nn.Module):
@@ -123,7 +141,8 @@ class InputPacker(nn.Module):
             pack_codes(flat(image), (n, h, w, c), margins, before, thresholds, steps,
                        (*per_sample, int(len(steps) > 1)), np.float32(times), np.float32(codes.low),
                        np.float32(codes.high), codes.offset, codes.bits, codes.planes, self.filled, frame)
-        return Packed(frame, steps / np.float32(times), (int(len(steps) > 1), 0))
+        return Packed(frame, steps / np.float32(times), (int(len(steps) > 1), 0),
+                      lost=_lost(flat(image), before, thresholds, c, n))
 
     def _thresholds(self, x: Tensor, channels: int, shift: Tensor | None) -> np.ndarray:
         """Flat (in,), or (N, in) where every sample has its own."""

@@ -24,7 +24,8 @@ class PackedLayer(nn.Module):
     scale     float32 (out,): of the weight, with what a rule's map has per channel
     bias      float32 (out,)
 
-    Inputs of another type are computed in float32; the output is of the input's type.
+    Inputs of another type are computed in float32; the output is of the input's type.  Where inputs are codes of
+    several bits, NaN in a sample makes the sample's whole output NaN.
 
     Raises    NotPackable for a layer without quantized input, in groups, or padded with anything but zeros;
               ValueError for a weight that is not +-s per output channel.
@@ -82,6 +83,8 @@ class PackedLayer(nn.Module):
                         phase.base, phase.target, phase.kind, constants, scale, bias, packed.factor, packed.strides,
                         packed.magnitude, kernel, phase.offsets, packed.map_bias, flat(out), math.prod(where.output),
                         self.out_channels)
+        if packed.lost is not None:
+            out[packed.lost] = torch.nan
         return out
 
     def _prepared(self, *size: Sliding | int) -> tuple:

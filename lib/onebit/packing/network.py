@@ -15,7 +15,7 @@ from .. import nets
 from ..errors import unknown
 from ..layers import Quantized, quantized_layers
 from ..quantizers import WeightRule
-from ..recipes import Recipe, quantize, recipe
+from ..recipes import Recipe, chosen_layers, quantize, recipe
 from . import container
 from .digits import Coding
 from .packed import TERNARY, Packed, Stored, half
@@ -35,16 +35,15 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     `exact` nothing is rounded: scales and everything else stay as they are, in a file about half as long again.
 
     Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, state that is no tensor
-              (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them, whose recipe nobody knows.
+              (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them: frozen, replaced, added or
+              taken away since, or quantized by a recipe that nobody knows.
     """
     if ternary not in TERNARY:
         unknown("ternary", ternary, TERNARY)
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
     layers, how = quantized_layers(model), getattr(model, "recipe", None)
     how = how if isinstance(how, Recipe) else Recipe()  # a float network may have another thing of that name
-    if (how.weights == "none") != (not layers) or not all(isinstance(y.rule, WeightRule) for y in layers.values()):
-        raise ValueError("the model's layers are not as recipes.quantize leaves them: quantize it with that, and pack "
-                         "it before it is frozen or given kernels")
+    _check_layers(model, layers, how)
     packed = {name: _packed(name, layer, ternary, exact) for name, layer in layers.items()}
     tensors = {name: half(value) if value.is_floating_point() and not exact else value
                for name, value in _rest(model).items()}
@@ -93,6 +92,20 @@ def load_packed(
 
         return fast.to_packed(model.eval())
     return model.eval()
+
+
+def _check_layers(model: nn.Module, layers: dict[str, Quantized], how: Recipe) -> None:
+    """A file is loaded by quantizing a new network by its recipe: the same layers have to come of that."""
+    try:
+        chosen = set(chosen_layers(model, how)) if how.weights != "none" else set()
+        unlike = sorted(chosen ^ set(layers))
+    except ValueError:  # the model has become one in which the recipe finds no layer
+        unlike = [*layers, ""][:1]
+    unlike += [name for name, layer in layers.items() if not isinstance(layer.rule, WeightRule)]
+    if unlike:
+        raise ValueError(f"the model's layers are not as recipes.quantize leaves them{unlike[0] and ': ' + unlike[0]}; "
+                         "quantize it with that once all its layers are in place, and pack it before it is frozen or "
+                         "given kernels")
 
 
 def _packed(name: str, layer: nn.Module, ternary: str, exact: bool) -> Packed:
