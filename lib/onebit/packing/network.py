@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import nets
 from ..errors import unknown
-from ..layers import Quantized, quantized_layers
+from ..layers import Quantized, quantized_layers, tensors_alone
 from ..quantizers import WeightRule
 from ..recipes import Recipe, chosen_layers, quantize, recipe
 from . import container
@@ -130,13 +130,8 @@ def _rest(model: nn.Module) -> dict[str, Tensor]:
     layer that has several."""
     names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Quantized)]
     weights, rules = {_key(name, "weight") for name in names}, tuple(_key(name, "rule.") for name in names)
-    found = {name: value for name, value in model.state_dict().items()
-             if name not in weights and not name.startswith(rules)}
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"state {name} is a {type(value).__name__}, and a packed file holds tensors alone: let "
-                             "get_extra_state return a tensor, or keep it elsewhere")
-    return found
+    return {name: value for name, value in tensors_alone(model).items()
+            if name not in weights and not name.startswith(rules)}
 
 
 def _unpacked(layer: Quantized, state: dict[str, Tensor], prefix: str, _: dict) -> None:
