@@ -32,7 +32,8 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     tensor that float16 does not hold to 2^-11 of its largest value (of each value, for scales) stays float32, with
     a warning where it is scales.  Integer and boolean buffers stay as they are.  This rounding moves outputs by about
     1e-3 of their size in weight-only networks; where inputs are quantized too, some fall into another step.  With
-    `exact` nothing is rounded: scales and everything else stay as they are, in a file about half as long again.
+    `exact` nothing is rounded but scales, to float32 where they are float64: everything else stays as it is, in a file
+    about half as long again.
 
     Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, state that is no tensor
               (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them: frozen, replaced, added or
