@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from onebit.quantizers.activations import (
     ACTIVATION_RULES,
@@ -26,6 +27,7 @@ from onebit.quantizers.lsq import lsq
 from onebit.quantizers.outputs import OUTPUT_RULES, RPReLU, Shortcut, output_rule
 from onebit.quantizers.scale_maps import XNORMap
 from onebit.quantizers.timed import ActivationRule, Clock
+from onebit.recipes import quantize
 
 SPECS = ("lsq:4", "lsq:8,signed=False", "lsq:4,offset=silu", "sign", "sign:identity", "rsign", "reste", "dorefa",
          "dorefa:4", "xnor", "xnor++", "bidm", "bidm:bias=True,threshold=False,learn=False", "insta", "insta:4",
@@ -690,6 +692,52 @@ def test_tdq_without_a_timestep_or_with_another_number_of_them_says_so():
     rule.clock.timestep = torch.arange(2)
     with pytest.raises(ValueError, match="the clock holds 2 timesteps for an input of 3 samples"):
         rule(x)
+
+
+class Checkpointed(nn.Module):
+    """Two layers that are computed again in the backward pass where there is a `reentrant`."""
+
+    reentrant = None
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3)
+
+    def forward(self, x, timestep):
+        if self.reentrant is None:
+            return self.b(self.a(x).relu())
+        return checkpoint(lambda x: self.b(self.a(x).relu()), x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_layer_is_not_computed_again_at_another_calls_timestep(reentrant):
+    """It would be another function's gradient."""
+    torch.manual_seed(0)
+    net = Checkpointed().double()
+    quantize(net, "weights=learned-scale activations=tdq:4")
+    x, t, later = gaussian(4, 1, 8, 8).requires_grad_(), torch.full((4,), 10), torch.full((4,), 900)
+    net(x, t)
+    for layer in (net.a, net.b):
+        layer.activation.mlp[-2].p = 0.0
+        nn.init.normal_(layer.activation.mlp[-1].weight, std=0.5)  # a step that depends on the time
+
+    def gradients(look_first=False):
+        net.zero_grad()
+        if look_first:
+            with torch.no_grad():
+                net(x, later)
+        net(x, t).square().sum().backward()
+        return {name: p.grad for name, p in net.named_parameters()}
+
+    want = gradients()
+    net.reentrant = reentrant
+    torch.testing.assert_close(gradients(), want)
+    torch.testing.assert_close(gradients(look_first=True), want)
+    loss = net(x, t).sum()
+    with torch.no_grad():
+        net(x, later)
+    with pytest.raises(RuntimeError, match=r"TDQ is computed again in the backward pass.*call backward\(\) before"):
+        loss.backward()
 
 
 class Net(nn.Module):

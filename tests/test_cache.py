@@ -60,7 +60,7 @@ def test_a_failed_computation_leaves_nothing_to_be_read_and_its_work_folder_to_r
     assert (cache.get(ENTRY, resume) / "result.txt").read_text() == "whole"
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "key", "kind", "files"])
 def test_a_damaged_result_is_reported_set_aside_and_computed_anew(home, damage):
     folder = cache.get(ENTRY, write("hello"))
     file = folder / "result.txt"
@@ -70,8 +70,11 @@ def test_a_damaged_result_is_reported_set_aside_and_computed_anew(home, damage):
         file.write_text("hell")
     elif damage == "remove":
         file.unlink()
-    else:
+    elif damage == "manifest":
         (folder / cache.MANIFEST).write_text("{")
+    else:  # another result's, or one that vouches for nothing
+        told = cache.manifest(folder) | {damage: {} if damage == "files" else "other"}
+        (folder / cache.MANIFEST).write_text(json.dumps(told))
     with pytest.warns(UserWarning, match="set aside"):
         again = cache.get(ENTRY, write("hello"))
     assert (again / "result.txt").read_text() == "hello"

@@ -70,6 +70,18 @@ def test_add_noise_keeps_the_dtype_of_the_images(dtype):
     torch.testing.assert_close(noisy.double(), add_noise(x0, noise, t), atol=8 * torch.finfo(dtype).eps, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "timestep", "message"), [
+    (torch.uint8, [0, 10], r"x0 must be floating-point .*got torch\.uint8; data\.normalize"),
+    (torch.float32, [-1, 10], r"timestep must be in 0\.\.999, got -1\.\.10"),
+    (torch.float32, [5, 1000], r"timestep must be in 0\.\.999, got 5\.\.1000"),
+])
+def test_grey_levels_and_timesteps_that_there_are_not_are_refused(dtype, timestep, message):
+    """Their factors would be rounded to 0, and -1 counted from the end."""
+    x0 = torch.ones(2, 1, 4, 4, dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        add_noise(x0, torch.zeros(2, 1, 4, 4), torch.tensor(timestep))
+
+
 def test_noisy_images_keep_unit_variance():
     """Variance-preserving: alpha_bar + (1 - alpha_bar) = 1 for data of unit variance, at every t."""
     x0, noise = images(20, 1, 64, 64), images(20, 1, 64, 64, seed=1)

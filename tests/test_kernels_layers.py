@@ -1,7 +1,6 @@
 """Packed layers against the dense ones they are made from, for every rule, geometry and weight that has a kernel."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from onebit.kernels import NotPackable, packed
 from onebit.kernels.weights import split
 from onebit.layers import QuantConv2d
+from onebit.quantizers import Clock
 from onebit.recipes import Recipe, quantize
 
 LAYERS = {  # name -> layer, shape of its input: odd channels, borders, strides, residues, a last block that is short
@@ -79,7 +79,8 @@ def test_nan_is_nan_where_it_is_in_the_dense_layer_and_in_no_other_sample(rule, 
     x = torch.randn(4, channels, 5, 5, generator=generator(8))
     model = nn.Sequential(nn.Conv2d(channels, 9, 3, padding=1))
     quantize(model, f"weights=xnor activations={rule}")
-    model[0].activation.clock = SimpleNamespace(timestep=torch.tensor([3]))
+    model[0].activation.clock = clock = Clock()  # apart from the model, which is called without a time
+    clock.timestep = torch.tensor([3])
     model(x)
     layer = packed(model.eval()[0])
     whole = layer(x)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from onebit.data import Dataset
 from onebit.judge import FEATURES, Judge, accuracy, look, look_spatially, train_judge
-from onebit.metrics import Gaussian, frechet_distance
+from onebit.metrics import Gaussian, frechet, frechet_distance, kernel_scale, kid, manifold, vendi
 
 
 def random_gaussian(dim, seed, rank=None):
@@ -63,6 +63,15 @@ def test_frechet_distance_to_itself_is_zero_and_it_is_symmetric():
         assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9 * np.trace(a.covariance))
         assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
         assert frechet_distance(a, b) > 1
+
+
+@pytest.mark.parametrize("metric", [
+    lambda x, y: frechet(x, Gaussian.fit(y)), kid, manifold, lambda x, y: vendi(x, kernel_scale(y)),
+])
+@pytest.mark.parametrize("form", [torch.Tensor.bfloat16, torch.Tensor.half, torch.Tensor.requires_grad_])
+def test_features_straight_out_of_a_network_are_taken(metric, form):
+    x, y = (form(torch.randn(60, 4, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1))
+    assert metric(x, y) == metric(x.detach().double().numpy(), y.detach().double().numpy())
 
 
 def test_frechet_distance_of_rank_one_covariances_by_hand():

@@ -1,6 +1,6 @@
 """Packed networks come back with the weights they were packed with, dense or mapped."""
 
-
+import numpy as np
 import pytest
 import torch
 from packing_tools import built, output, packed, pictures
@@ -116,6 +116,13 @@ def test_a_loaded_network_refuses_to_learn_its_packed_weights(tmp_path):
     layers = quantized_layers(loaded)
     assert all(layer.weight.grad is None and isinstance(layer.rule, Stored) for layer in layers.values())
     assert next(iter(layers.values())).bias.grad.abs().sum() > 0
+
+
+def test_a_width_out_of_numpy_is_written(tmp_path):
+    model = nets.build("unet", np.int64(4))
+    quantize(model, "strict-1bit")
+    save_packed(model, tmp_path / "m")
+    assert load_packed(tmp_path / "m").architecture == {"name": "unet", "width": 4}
 
 
 def test_a_rule_with_spaces_comes_back(tmp_path):

@@ -104,8 +104,9 @@ def test_rows_that_scatter_differently_are_told():
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.inf])
-def test_values_without_a_logarithm_are_refused(bad):
+@pytest.mark.parametrize("spread", [common_spread, equal_spreads])
+def test_values_without_a_logarithm_are_refused(spread, bad):
     with pytest.raises(ValueError, match="positive and finite"):
-        common_spread(pd.DataFrame([[1.0, bad], [1.0, 2.0]]))
+        spread(pd.DataFrame([[1.0, bad, 1.0], [1.0, 2.0, 9.0]]))
     with pytest.raises(ValueError, match="at least one"):
         common_spread(pd.DataFrame({"a": [np.nan]}))

@@ -1,6 +1,7 @@
 """The training loop: determinism, resuming, averaging, and stopping at a loss that is not finite."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from onebit import checkpoint, nets, recipes
+from onebit._told import told
 from onebit.batches import Batches
 from onebit.connections import neighbour
 from onebit.diffusion import noise_loss
@@ -547,6 +549,86 @@ def test_a_run_under_another_objective_is_not_gone_on_with(other, tmp_path):
     with pytest.raises(ValueError, match=r"objective 'LRM\(k=2\) x 0\.01, teacher"):
         train(new_model(), images, settings, tmp_path, progress=False, objective=asked)
     train(new_model(), images, settings, tmp_path, progress=False, objective=objective())
+
+
+def weighed(model, x0, noise, timestep, weight):
+    return weight * noise_loss(model, x0, noise, timestep)
+
+
+def closed_over(weight):
+    return lambda *batch: weight * noise_loss(*batch)
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (functools.partial(weighed, weight=1.0), functools.partial(weighed, weight=-1.0)),
+    (lambda *batch: noise_loss(*batch), lambda *batch: -noise_loss(*batch)),
+    (closed_over(1.0), closed_over(2.0)),
+])
+def test_another_function_of_the_same_name_is_another_objective(first, second, tmp_path):
+    images = torch.randint(0, 256, (24, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    settings = Settings(steps=2 * LOG_EVERY, batch=8, precision="float32")
+
+    def go_on(objective, on_log=None):
+        train(new_model(), images, settings, tmp_path, progress=False, objective=objective, checkpoint_seconds=0,
+              on_log=on_log)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(first, stop_at(2 * LOG_EVERY))
+    with pytest.raises(ValueError, match="other settings: objective"):
+        go_on(second)
+    go_on(first)
+
+
+def test_our_own_losses_are_called_by_name_and_plain_values_make_a_name():
+    assert told(noise_loss) == "noise_loss" and told(Objective()) == "Objective"
+    assert told(functools.partial(noise_loss, None, x0=(1, "a"))) == "noise_loss(None, x0=[1, 'a'])"
+    assert told(closed_over(1.0)) == told(closed_over(1.0)) != told(closed_over(2.0))
+    assert told({"b", "a"}) == "{'a', 'b'}" and told(nets.build("unet", 4)) == "UNet"
+    assert told(Tied().forward).startswith("forward ")
+
+    def itself():
+        return itself
+
+    assert told(itself).startswith("itself ")
+
+
+def test_state_that_is_no_tensor_is_refused_before_the_first_step(tmp_path, images):
+    class Versioned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nets.build("unet", 4)
+
+        def forward(self, x, timestep):
+            raise AssertionError("it must not be trained")
+
+        def get_extra_state(self):
+            return {"version": 1}
+
+    with pytest.raises(ValueError, match=r"state _extra_state is a dict.*get_extra_state"):
+        run(tmp_path, images, model=Versioned())
+
+
+def test_weights_that_the_last_step_breaks_are_no_result(tmp_path, images):
+    """Its loss is finite, the slope of a square root at 0 is not."""
+    calls = []
+
+    def loss(model, *batch):
+        calls.append(batch)
+        weight = next(model.parameters())
+        broken = (weight - weight).square().sum().sqrt() if len(calls) == 25 else 0
+        return noise_loss(model, *batch) + broken
+
+    with pytest.raises(Diverged, match=r"weights not finite after step 25, the last; .*lower the learning rate"):
+        run(tmp_path, images, replace(SETTINGS, steps=25), objective=loss, checkpoint_seconds=0)
+    assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "checkpoint.json").exists()
+
+
+def test_a_step_that_is_not_its_files_is_not_trusted(tmp_path, images):
+    interrupted(tmp_path, images)
+    note = json.loads((tmp_path / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps(note | {"step": 0}))
+    with pytest.warns(UserWarning, match=r"is damaged .*is said to be of step 0.* starts over"):
+        run(tmp_path, images)
 
 
 def test_a_snapshot_that_leaves_the_model_in_eval_mode_changes_nothing(tmp_path):

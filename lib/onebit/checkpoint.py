@@ -36,7 +36,7 @@ class State:
 
 def save(folder: Path, state: State) -> None:
     """Write the state; a kill at any moment leaves the previous checkpoint or this one."""
-    path = folder / f"checkpoint-{state.step}.safetensors"
+    path = folder / _name(state.step)
     with replacing(path) as partial:
         save_file(_tensors(state), partial)
     note = {"file": path.name, "sha256": sha256(path), "step": state.step, "seconds": state.seconds, "log": state.log,
@@ -45,6 +45,10 @@ def save(folder: Path, state: State) -> None:
     for old in folder.glob("checkpoint-*.safetensors"):
         if old != path:
             old.unlink()
+
+
+def _name(step: int) -> str:
+    return f"checkpoint-{step}.safetensors"
 
 
 def restore(folder: Path, state: State) -> None:
@@ -65,6 +69,8 @@ def restore(folder: Path, state: State) -> None:
             raise ValueError(f"checksum of {path.name} differs")
         tensors = load_file(path)
         step, seconds, log = int(note["step"]), float(note["seconds"]), list(note["log"])
+        if path.name != _name(step):
+            raise ValueError(f"{path.name} is said to be of step {step}")
         settings = dict(note.get("settings", {}))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         warnings.warn(f"checkpoint in {folder} is damaged ({error}); set aside, training starts over", stacklevel=2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .diffusion import TIMESTEPS, add_noise
-from .quantizers.timed import Clock
+from .quantizers.timed import Clock, in_backward
 from .taps import UP_BLOCKS, first, matching
 
 Cache = dict[str, Tensor]  # site -> its output at another timestep
@@ -108,7 +108,7 @@ class Connections(nn.Module):
     def visit(self, site: int, output: Tensor) -> Tensor:
         """What goes on in the network in place of that site's output."""
         name = self.sites[site]
-        if self._source is None and self._learnt and _in_backward():
+        if self._source is None and self._learnt and in_backward():
             raise RuntimeError(f"{name} is computed again in the backward pass, by torch.utils.checkpoint, after the "
                                "connections' mode has ended, and would not be mixed: leave checkpointing off for the "
                                "blocks that are sites, or call backward() inside `with connections.mixing(cache)`")
@@ -131,10 +131,6 @@ class Connections(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sites={', '.join(self.sites)}, rows={self.rows}"
-
-
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # as torch's checkpoint asks
 
 
 class _Begin:

@@ -41,8 +41,16 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedu
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
 
     Shapes    x0, noise (B, C, H, W); timestep (B,) int in 0 .. T-1 -> (B, C, H, W).
+    Raises    ValueError for images that are no floating-point numbers, or a timestep on the CPU outside 0 .. T-1 (on
+              another device asking would wait for it).
     Source    DDPM Eq. 4 and the line after it.
     """
+    if not x0.is_floating_point():
+        raise ValueError(f"x0 must be floating-point images in [-1, 1], got {x0.dtype}; data.normalize makes them of "
+                         "grey levels")
+    if timestep.device.type == "cpu" and ((timestep < 0) | (timestep >= schedule.timesteps)).any():
+        raise ValueError(f"timestep must be in 0..{schedule.timesteps - 1}, got {int(timestep.min())}.."
+                         f"{int(timestep.max())}")
     alpha_bar = schedule.alpha_bar.to(x0.device)[timestep][:, None, None, None]  # (B, 1, 1, 1)
     return alpha_bar.sqrt().to(x0.dtype) * x0 + (1 - alpha_bar).sqrt().to(x0.dtype) * noise
 

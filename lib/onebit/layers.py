@@ -104,6 +104,19 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in weight_layers(model).items() if isinstance(layer, Quantized)}
 
 
+def tensors_alone(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state.
+
+    Raises    ValueError for state that is no tensor, which our files cannot hold.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"state {name} is a {type(value).__name__}, and our files hold tensors alone: let "
+                             "get_extra_state return a tensor, or keep it elsewhere")
+    return state
+
+
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Within it the model is in eval mode, without gradient; then each of its modules is in the mode it was in."""

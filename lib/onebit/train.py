@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from ._log import LOG_EVERY, Log
+from ._told import told
 from .batches import STATISTICS, Batches, seeded_randomness
 from .checkpoint import State
 from .connections import connections_of
 from .diffusion import noise_loss
-from .errors import unknown
+from .errors import Diverged, unknown
 from .files import replacing
+from .layers import tensors_alone
 from .norms import batch_norms, reestimating
 from .objective import Objective, asked
 from .recipes import Recipe, schedules
@@ -111,9 +113,10 @@ def train(
 
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
-    Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, or for a checkpoint of
-              other settings, another network, recipe or objective, or other images; Diverged at the first step whose
-              loss is not finite, with the last checkpoint kept.
+    Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, a network whose state is
+              not all tensors, or for a checkpoint of other settings, another network, recipe or objective, or other
+              images; Diverged at the first step whose loss is not finite, or where the last one's weights are not, with
+              the last checkpoint kept.
     """
     _check_images(images, settings.batch)
     folder = Path(folder)
@@ -140,6 +143,9 @@ def train(
             checkpoint.save(folder, state)
             saved = time.monotonic()
     log.close()
+    if not _finite(model):  # the loss of the last step was, and no other step shows what it has made
+        raise Diverged(f"weights not finite after step {state.step}, the last; the last checkpoint is kept; lower the "
+                       "learning rate")
     _write_results(folder, state, batches, settings)
     return log.summary() | {"precision": precision, "device": place.type}
 
@@ -170,6 +176,7 @@ def _check_images(images: Tensor, batch: int) -> None:
 
 def _began(model: nn.Module, images: Tensor, settings: Settings, objective: Loss | None) -> State:
     """A run before its first step, the model where it will be trained."""
+    tensors_alone(model)  # files hold nothing else, and are written when it has been trained
     model.to(device(), memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     average = [p.detach().clone() for p in model.parameters()] if settings.ema else []
@@ -182,8 +189,7 @@ def _noted(model: nn.Module, images: Tensor, settings: Settings, objective: Loss
     images."""
     values = {name: value.item() if hasattr(value, "item") else value for name, value in asdict(settings).items()}
     content = hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()[:12]
-    loss = getattr(objective, "told", getattr(objective, "__name__", type(objective).__name__))
-    return values | {"recipe": str(getattr(model, "recipe", Recipe())), "objective": loss,
+    return values | {"recipe": str(getattr(model, "recipe", Recipe())), "objective": told(objective),
                      "images": f"{tuple(images.shape)} {content}"}
 
 

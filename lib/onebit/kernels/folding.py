@@ -65,8 +65,8 @@ def _foldable(block: nn.Module, pairs: tuple[tuple[str, str], ...]) -> bool:
 
 
 def _fits(norm: nn.Module, layer: nn.Module) -> bool:
-    """Outputs such as a shortcut would need the layer's own input, and INSTA's thresholds its statistics; a norm that is
-    broken has to put out NaN as it is, since no threshold does."""
+    """Outputs such as a shortcut would need the layer's own input, and INSTA's thresholds its statistics; a broken norm
+    has to put out NaN, which no threshold does."""
     return (type(norm) is nn.BatchNorm2d and norm.track_running_stats and isinstance(layer, PackedConv2d)
             and not layer.outputs and not isinstance(layer.packer.rule, Insta)
             and all(value.isfinite().all() for value in norm.state_dict().values()))

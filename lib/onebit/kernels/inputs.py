@@ -63,20 +63,20 @@ def flat(values: Tensor) -> np.ndarray:
     return values.detach().float().contiguous().numpy().reshape(-1)
 
 
-def _lost(image: np.ndarray, before: np.ndarray, thresholds: np.ndarray, channels: int, samples: int) -> Tensor | None:
+def _lost(image: Tensor, before: np.ndarray, thresholds: np.ndarray) -> Tensor | None:
     """Samples (N,) whose input is NaN somewhere, or infinite before a SiLU, which may make it NaN; None: no sample.
 
-    There is no code for NaN, and any other would make plausible outputs of a broken network's.  Sums are looked at
-    first, which costs next to nothing.
+    There is no code for NaN, and any other would make plausible outputs of a broken network's.  A sum tells at hardly
+    any cost that there is none; from an image it may overflow.
     """
-    lost = torch.zeros(samples, dtype=torch.bool)
-    for values, size in ((image, len(image) // samples if samples else 0), (before, 4 * channels),
-                         (thresholds, channels)):
-        values = torch.from_numpy(values)
-        if not math.isfinite(values.sum()):
-            broken = ~values.isfinite() if len(before) else values.isnan()
-            lost |= broken.view(-1, size).any(1)
-    return lost if lost.any() else None
+    if math.isfinite(image.sum().item()) and np.isfinite(before).all() and np.isfinite(thresholds).all():
+        return None
+    channels, lost = image.shape[-1], torch.zeros(len(image), dtype=torch.bool)
+    for values, size in ((image, image[0].numel()), (before, 4 * channels), (thresholds, channels)):
+        if len(values):
+            values = torch.as_tensor(values).reshape(-1, size)  # of each sample, or for all
+            lost |= (~values.isfinite() if len(before) else values.isnan()).any(1)
+    return lost
 
 
 class Before(nn.Module):
@@ -142,7 +142,7 @@ class InputPacker(nn.Module):
                        (*per_sample, int(len(steps) > 1)), np.float32(times), np.float32(codes.low),
                        np.float32(codes.high), codes.offset, codes.bits, codes.planes, self.filled, frame)
         return Packed(frame, steps / np.float32(times), (int(len(steps) > 1), 0),
-                      lost=_lost(flat(image), before, thresholds, c, n))
+                      lost=_lost(image, before, thresholds))
 
     def _thresholds(self, x: Tensor, channels: int, shift: Tensor | None) -> np.ndarray:
         """Flat (in,), or (N, in) where every sample has its own."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 CONFIDENCE = 0.95  # of every interval in the study
 RESAMPLES = 1_000
@@ -25,6 +26,13 @@ class Estimate:
     high: float
     n: int
     protocol: str
+
+
+def doubles(features: ArrayLike) -> NDArray[np.float64]:
+    """Features as float64, straight out of a network too: a tensor on any device, in bfloat16, or with a gradient."""
+    if isinstance(features, Tensor):
+        features = features.detach().cpu().double()  # numpy knows no bfloat16
+    return np.asarray(features, dtype=np.float64)
 
 
 def bootstrap(values: ArrayLike, protocol: str, seed: int = 0) -> Estimate:

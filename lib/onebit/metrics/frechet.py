@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
-from .estimate import GROUPS, Estimate, jackknife
+from .estimate import GROUPS, Estimate, doubles, jackknife
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Gaussian:
 
         Raises    ValueError for features that are not finite, not two-dimensional, or fewer than their dimensions.
         """
-        x = np.asarray(features, dtype=np.float64)
+        x = doubles(features)
         if x.ndim != 2 or len(x) <= x.shape[1]:
             raise ValueError(f"need features (N, D) with N > D, got {x.shape}: a covariance of fewer is singular")
         if not np.isfinite(x).all():
@@ -179,7 +179,7 @@ def _intercept(points: list[tuple[int, float]]) -> float:
 def _features(features: ArrayLike, real: Gaussian) -> NDArray[np.float64]:
     if not isinstance(real, Gaussian):
         raise ValueError(f"real must be a Gaussian, got {type(real).__name__}: fit it first: Gaussian.fit(real)")
-    x = np.asarray(features, dtype=np.float64)
+    x = doubles(features)
     if x.ndim != 2 or x.shape[1] != len(real.mean):
         raise ValueError(f"need features (N, {len(real.mean)}) as the reference's, got {x.shape}")
     if not np.isfinite(x).all():

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .estimate import Estimate, jackknife
+from .estimate import Estimate, doubles, jackknife
 
 BLOCK = 1_000  # rows of a kernel matrix held at once, where only its sums are needed
 
@@ -61,7 +61,7 @@ def _blocks(x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def _features(x: ArrayLike, name: str) -> NDArray[np.float64]:
-    x = np.asarray(x, dtype=np.float64)
+    x = doubles(x)
     if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(f"{name}: need (N, D) with at least two rows, got {x.shape}")
     if not np.isfinite(x).all():

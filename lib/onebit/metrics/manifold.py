@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import entr
 
-from .estimate import Estimate, bootstrap, jackknife, share
+from .estimate import Estimate, bootstrap, doubles, jackknife, share
 
 K_PRECISION = 3  # of precision and recall, as in their paper
 K_DENSITY = 5  # of density and coverage, as in theirs
@@ -181,7 +181,7 @@ def _pair(
 
 
 def _features(x: ArrayLike, name: str, least: int) -> NDArray[np.float64]:
-    x = np.asarray(x, dtype=np.float64)
+    x = doubles(x)
     if x.ndim != 2 or len(x) < least or not x.shape[1]:
         raise ValueError(f"{name}: need (N, D) with N >= {least}, got {x.shape}")
     if not np.isfinite(x).all():

@@ -67,8 +67,7 @@ def common_spread(values: pd.DataFrame, paired: bool = True) -> Spread:
     """
     seed, row = np.nonzero(values.notna().to_numpy())
     x = values.to_numpy(dtype=np.float64)[seed, row]
-    if not len(x) or not (np.isfinite(x).all() and (x > 0).all()):
-        raise ValueError("values have to be positive and finite to have logarithms, at least one of them")
+    _check_positive(x)
     design = np.eye(values.shape[1])[row]
     if paired:
         design = np.hstack([design, np.eye(values.shape[0])[seed]])
@@ -80,14 +79,21 @@ def common_spread(values: pd.DataFrame, paired: bool = True) -> Spread:
     return Spread(float(np.sqrt(residual @ residual / degrees)), degrees)
 
 
+def _check_positive(x: np.ndarray) -> None:
+    if not len(x) or not (np.isfinite(x).all() and (x > 0).all()):
+        raise ValueError("values have to be positive and finite to have logarithms, at least one of them")
+
+
 def equal_spreads(values: pd.DataFrame) -> float:
     """Bartlett's p value of the hypothesis that log(value) scatters alike in every row of two seeds or more.
 
     A small one speaks against `common_spread`.  NaN where fewer than two rows have two different values.
 
     Shapes    values: as `common_spread`.
+    Raises    ValueError as `common_spread`.
     Source    Bartlett 1937; scipy.stats.bartlett.
     """
+    _check_positive(values.to_numpy(dtype=np.float64)[values.notna().to_numpy()])
     columns = [np.log(values[c].dropna()) for c in values]
     groups = [c for c in columns if len(c) > 1 and np.ptp(c) > 0]
     return float(scipy.stats.bartlett(*groups).pvalue) if len(groups) > 1 else float("nan")

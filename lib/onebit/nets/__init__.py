@@ -29,7 +29,7 @@ def build(name: str, width: int, **options) -> nn.Module:
         if option not in known:
             unknown(f"option of {name}", option, known or ["none"])
     net = NETS[name](width, **options)
-    net.architecture = {"name": name, "width": width, **options}
+    net.architecture = {"name": name, "width": int(width), **options}  # JSON takes no numpy integer
     return net
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import nets
 from ..errors import unknown
-from ..layers import Quantized, quantized_layers
+from ..layers import Quantized, quantized_layers, tensors_alone
 from ..quantizers import WeightRule
 from ..recipes import Recipe, chosen_layers, quantize, recipe
 from . import container
@@ -32,7 +32,8 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     tensor that float16 does not hold to 2^-11 of its largest value (of each value, for scales) stays float32, with
     a warning where it is scales.  Integer and boolean buffers stay as they are.  This rounding moves outputs by about
     1e-3 of their size in weight-only networks; where inputs are quantized too, some fall into another step.  With
-    `exact` nothing is rounded: scales and everything else stay as they are, in a file about half as long again.
+    `exact` nothing is rounded but scales, to float32 where they are float64: everything else stays as it is, in a file
+    about half as long again.
 
     Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, state that is no tensor
               (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them: frozen, replaced, added or
@@ -130,13 +131,8 @@ def _rest(model: nn.Module) -> dict[str, Tensor]:
     layer that has several."""
     names = [name for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Quantized)]
     weights, rules = {_key(name, "weight") for name in names}, tuple(_key(name, "rule.") for name in names)
-    found = {name: value for name, value in model.state_dict().items()
-             if name not in weights and not name.startswith(rules)}
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"state {name} is a {type(value).__name__}, and a packed file holds tensors alone: let "
-                             "get_extra_state return a tensor, or keep it elsewhere")
-    return found
+    return {name: value for name, value in tensors_alone(model).items()
+            if name not in weights and not name.startswith(rules)}
 
 
 def _unpacked(layer: Quantized, state: dict[str, Tensor], prefix: str, _: dict) -> None:

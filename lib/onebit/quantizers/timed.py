@@ -22,8 +22,10 @@ class Clock:
     """
 
     timestep: Tensor | None = None
+    passing = False  # whether the call is one without gradient, of which there is no backward pass
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.passing = not torch.is_grad_enabled()
         time = kwargs.get("timestep")
         self.timestep = _numbers(args[1] if time is None and len(args) > 1 else time)
 
@@ -39,6 +41,11 @@ def _numbers(value: object) -> Tensor | None:
         return torch.as_tensor(value).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work, as torch's checkpoint asks: what computes now then does so again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class ActivationRule(nn.Module):
@@ -146,8 +153,9 @@ class TDQ(DataInitialised):
     Units     as x; s > 0.  k bits.
     Error     at most s / 2 inside the range.
     Backward  as lsq, gradient scale 1/sqrt(N Q), N features per sample; through softplus and the MLP to its weights.
-    Raises    RuntimeError as DataInitialised, and without a timestep; ValueError for bits outside 2..16 or a clock
-              with another number of samples than x.
+    Raises    RuntimeError as DataInitialised, without a timestep, and where `torch.utils.checkpoint` computes a layer
+              again in the backward pass after a call without gradient, whose timestep it would take; ValueError for
+              bits outside 2..16 or a clock with another number of samples than x.
     Source    Temporal Dynamic Quantization for Diffusion Models (arXiv:2306.02316), re-hosted code lsq.py.
     DIFFERS   the last layer's weight starts at 0, so that s(t) = s0 for every t at first, instead of nearly s0;
               s0 = (|mean| + 3 sd) / Q of the first training batch (no calibration run; |mean| keeps it positive);
@@ -183,6 +191,10 @@ class TDQ(DataInitialised):
         if timestep is None:
             raise RuntimeError("TDQ needs the timestep: register the rule's Clock on the model as a forward pre-hook "
                                "with kwargs, and call the model with (x, timestep)")
+        if torch.is_grad_enabled() and self.clock.passing and in_backward():
+            raise RuntimeError("TDQ is computed again in the backward pass, by torch.utils.checkpoint, and the network "
+                               "has been called without gradient meanwhile, whose timestep it would take: call "
+                               "backward() before that, or leave checkpointing off")
         if len(timestep) not in (1, len(x)):
             raise ValueError(f"the clock holds {len(timestep)} timesteps for an input of {len(x)} samples")
         return self.steps(timestep.to(x.device))

@@ -249,9 +249,14 @@ def provenance() -> dict:
 def _fault(folder: Path) -> str | None:
     """What is wrong with a result folder, in words; None if nothing is."""
     try:
-        files = manifest(folder)["files"].items()
+        told = manifest(folder)
+        files, kind, key = told["files"].items(), told["kind"], told["key"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest unreadable ({error})"
+    if not (folder.name.startswith(f"{kind}-") and folder.name.endswith(f"-{key}")):
+        return f"its manifest is of {kind} {key}"
+    if not files:
+        return "its manifest lists no file"
     for name, checksum in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
