@@ -39,7 +39,8 @@ def study(folder):
         new_code_cell("demo()", outputs=[shown({"text/html": DEMO}), shown({"text/html": FRAME}),
                                          shown({"text/html": CODE, "text/latex": "x"})]),
         new_markdown_cell("## Verdict\n\nBy rule."),
-        new_markdown_cell("**What we learned.**\n1. One thing.\n\n## Exercises\n[here](solutions/01_solutions.ipynb)"),
+        new_markdown_cell("**What we learned.**\n1. One thing ([02](02_second.ipynb)).\n\n## Exercises\n"
+                          "[here](solutions/01_solutions.ipynb)"),
     ]
     nbformat.write(new_notebook(cells=cells), folder / "notebooks" / "01_first.ipynb")
     second = [new_markdown_cell("# 02 · Second\n\n**Question.** And now?")]

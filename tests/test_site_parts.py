@@ -67,7 +67,8 @@ def test_the_front_answers_from_the_ledger(small):
     first, second = soup(small / "index.html").find(class_="ob-questions").find_all("li", recursive=False)
     said = [" ".join(line.text.split()) for line in first.find_all(class_="ob-said")]
     assert said == ["Contradicted: It is 1 bit.", "Open: 1 undecided"]
-    assert "One thing." in first.details.text and first.find(class_="ob-question").text.startswith("Is $x")
+    assert "One thing" in first.details.text and first.details.find("a", href="02_second.html")
+    assert first.find(class_="ob-question").text.startswith("Is $x")
     assert "Of 4 claims, 1 contradicted, 1 undecided, 1 not measured yet, 1 not testable here." in second.text
 
 

@@ -15,6 +15,7 @@ from .ledger import SOURCES, STATES, Answer, Row, answer, counts, slug
 from .shelf import Item, Shelf
 
 HERO = "02_comparison_grid"  # the figure on the front
+NOTEBOOK = re.compile(r"\]\(([\w-]+)\.ipynb")  # a link to another notebook of the series, whose page stands beside it
 _markdown = MarkdownIt("commonmark")
 
 
@@ -38,7 +39,7 @@ class Page:
 
 def read(name: str, notebook: NotebookNode, shelf: Shelf, rows: list[Row], solutions: str = "") -> Page:
     """The page of an executed notebook."""
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"] or [""]
+    texts = [NOTEBOOK.sub(r"](\1.html", cell.source) for cell in notebook.cells if cell.cell_type == "markdown"] or [""]
     number = name.split("_")[0]
     return Page(
         name, _find(r"^# (.+)$", texts[0]) or name, _inline(_find(r"\*\*Question\.\*\* (.+?)(?:\n\n|\Z)", texts[0])),
