@@ -1,5 +1,6 @@
 """Samplers against float64 implementations of the papers' equations; images that depend on nothing else."""
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from onebit import nets, sampling
+from onebit.diffusion import noise_loss
 from onebit.errors import Diverged
 from onebit.objective import Objective
 from onebit.recipes import quantize
@@ -197,7 +199,8 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"sampler": "euler"}, "dpm-solver"), ({"steps": 0}, "1..1000"), ({"steps": 1001}, "1..1000"),
-    ({"steps": 7}, "divide 1000"), ({"sampler": "pndm", "steps": 30}, "divide 1000"),
+    ({"steps": 2.5}, "whole number in 1..1000, got 2.5"), ({"steps": 7}, "divide 1000"),
+    ({"sampler": "pndm", "steps": 30}, "divide 1000"),
     ({"batch": 0}, "batch must be at least 1 image, or None"), ({"batch": -5}, "batch must be .* got -5"),
     ({"shape": (28, 28)}, r"shape must be \(C, H, W\), .*such as \(1, 28, 28\), got \(28, 28\)"),
     ({"shape": (1, 0, 28)}, "three positive sizes"), ({"seed": -1}, "seed must be at least 0, got -1"),
@@ -205,6 +208,24 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
 def test_bad_requests_name_what_is_valid(options, message):
     with pytest.raises(ValueError, match=message):
         sample(Toy(), 1, **{"shape": SHAPE, **options})
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float64, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.2)])
+@pytest.mark.parametrize("recipe", ["fp16", "strict-1bit", "binarydm-w1a32"])
+@pytest.mark.parametrize("net", ["unet", "resunet"])
+def test_a_network_of_another_precision_is_trained_and_sampled_in_its_own(net, recipe, dtype, apart):
+    """Its losses are float32's up to its own rounding, which of random weights grows little over two steps."""
+    torch.manual_seed(0)
+    model = nets.build(net, 4)
+    quantize(model, recipe)
+    other = copy.deepcopy(model).to(dtype)
+    x0, noise, t = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randn(4, 1, 8, 8), torch.tensor([0, 300, 700, 999])
+    ours, theirs = noise_loss(model, x0, noise, t), noise_loss(other, x0, noise, t)
+    theirs.backward()
+    assert theirs.dtype == torch.float32 and {p.grad.dtype for p in other.parameters() if p.grad is not None} == {dtype}
+    assert abs(ours - theirs) < apart
+    drawn = [sample(network, [torch.tensor(3), 5], shape=(1, 8, 8), steps=2) for network in (model, other)]
+    assert drawn[1].dtype == torch.float32 and (drawn[0] - drawn[1]).abs().mean() < apart
 
 
 def test_a_count_out_of_numpy_is_a_count():

@@ -70,12 +70,12 @@ def test_a_notebook_saves_its_figures_and_tables_with_their_notes_and_its_claims
 def twice(executed, tmp_path_factory):
     """The tables of two executions of the series, computations included, each in a home of its own.
 
-    Times are measured once: two of them never agree.  Networks and judges are trained once, and batch-norm statistics
-    estimated once: what does it has its own tests of the same bytes from the same settings.  The second time nothing
-    is drawn.
+    Times are measured once: two of them never agree.  Networks and judges are trained and fitted once, batch-norm
+    statistics estimated once and samples drawn once: what does it has its own tests of the same bytes from the same
+    settings.  Every metric is computed twice.  The second time no figure is drawn.
     """
     again = tmp_path_factory.mktemp("again")
-    for kind in ("timing", "train", "judge", "statistics"):
+    for kind in ("timing", "train", "fitted", "judge", "statistics", "samples"):
         for result in (executed / "data/runs").glob(f"{kind}-*"):
             shutil.copytree(result, again / "data/runs" / result.name)
     computed(again)

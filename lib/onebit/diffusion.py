@@ -56,19 +56,23 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedu
 
 
 def predict(model: nn.Module, xt: Tensor, timestep: Tensor) -> Tensor:
-    """The model's noise, in float32 whatever autocast makes of its output; diffusers' networks wrap theirs in `sample`.
+    """The model's noise; diffusers' networks wrap theirs in `sample`.
+
+    A network in half precision, bfloat16 or double is given xt in its own type.  What comes back is float32, whatever
+    it or autocast computes in, and double where xt is.
 
     Shapes    xt (B, C, H, W), timestep (B,) int -> (B, C, H, W).
     Raises    ValueError for an output of another kind or shape.
     """
-    output = model(xt, timestep)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), xt.dtype)
+    output = model(xt.to(own), timestep)
     noise = output if isinstance(output, Tensor) else getattr(output, "sample", output)
     if not isinstance(noise, Tensor) or noise.shape != xt.shape:
         got = tuple(noise.shape) if isinstance(noise, Tensor) else f"a {type(noise).__name__}"
         raise ValueError(f"{type(model).__name__} must put out the noise in its input, {tuple(xt.shape)}, as a tensor "
                          f"or as `sample`, but puts out {got}: wrap it in a module that returns this alone (the first "
                          "of a tuple; without the channels of a learned variance)")
-    return noise.float()
+    return noise.to(torch.promote_types(xt.dtype, torch.float32))
 
 
 def noise_loss(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def scheduler(sampler: str, steps: int):
     """
     if sampler not in SAMPLERS:
         unknown("sampler", sampler, SAMPLERS)
-    if not 1 <= steps <= TIMESTEPS:
-        raise ValueError(f"steps must be in 1..{TIMESTEPS}, got {steps}")
+    if not isinstance(steps, Integral) or not 1 <= steps <= TIMESTEPS:
+        raise ValueError(f"steps must be a whole number in 1..{TIMESTEPS}, got {steps!r}")
     if sampler in STRIDED and TIMESTEPS % steps:
         raise ValueError(f"{sampler} needs steps that divide {TIMESTEPS}, got {steps}")
     made = SAMPLERS[sampler](dict(
@@ -144,7 +144,7 @@ def sample(
 
 
 def _numbers(indices: int | Sequence[int]) -> Sequence[int]:
-    numbers = range(indices) if isinstance(indices, Integral) else list(indices)
+    numbers = range(indices) if isinstance(indices, Integral) else [int(i) for i in indices]
     if not len(numbers) or min(numbers) < 0:
         raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
     return numbers

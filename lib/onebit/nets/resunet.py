@@ -54,7 +54,7 @@ class ResUNet(nn.Module):
         self.conv_out = nn.Conv2d(w, 1, 1)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        time = F.relu(self.time_mlp(sinusoidal_embedding(timestep, TIME_DIM)))
+        time = F.relu(self.time_mlp(sinusoidal_embedding(timestep, TIME_DIM).to(x.dtype)))
         x = self.conv_in(x)
         skips = []
         for block in self.down:

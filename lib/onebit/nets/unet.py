@@ -90,7 +90,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        time = self.time_mlp(sinusoidal_embedding(timestep, EMBEDDING_DIM))
+        time = self.time_mlp(sinusoidal_embedding(timestep, EMBEDDING_DIM).to(x.dtype))
         x = self.conv_in(x)
         skips = []
         for block, downsample in zip(self.down, self.downsample, strict=True):

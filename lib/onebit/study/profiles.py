@@ -98,11 +98,11 @@ PROFILES = {
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, four_bit_width=10, resunet_epochs=(20, 20, 20),
         unet_steps=6_000,
-        unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
+        unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
-        walk_pairs=10, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
+        walk_pairs=20, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
         ablation_steps=2_000, ablation_rows=(6, 4, 1),
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
