@@ -137,13 +137,16 @@ def test_a_released_network_computes_what_it_computed(home, run, form):
     assert results.weights(run, average=True).training is False
 
 
-def test_teachers_are_released_as_they_are_1_bit_students_and_later_strict_seeds_as_bits():
+def test_teachers_are_released_as_they_are_1_bit_students_and_strict_ones_beside_the_first_as_bits():
     plan = release.trainings(Study.named("laptop", "mnist"))
     forms = {(kept.run.net, kept.run.recipe, kept.run.seed, kept.run.teacher is None): kept.weights
              for kept in plan.values() if kept.run.dataset == "mnist" and kept.run.width == 16}
     assert forms["unet", "fp16", 0, True] == "float32"
     assert forms["unet", "strict-1bit", 0, True] == forms["resunet", "published-1bit", 1, True] == "float16"
     assert forms["unet", "strict-1bit", 1, True] == forms["unet", "bidm-w1a1", 0, False] == "packed"
+    subsets = {kept.run.recipe: kept.weights for kept in plan.values()
+               if kept.run.dataset == "mnist:01" and not kept.run.seed}
+    assert subsets == {"fp16": "float16", "published-1bit": "float16", "strict-1bit": "packed"}
 
 
 @pytest.mark.parametrize("run", [STUDENT, replace(STRICT, seed=1)], ids=["student", "strict"])

@@ -4,7 +4,8 @@
                       norms, for the sake of bytes)
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
                       latent weights only of the one run whose a notebook shows.  Later seeds of the strict 1-bit arms
-                      likewise: the first seed's latent weights are for whoever wants to go on from them
+                      and those on one or two classes likewise: the first seed's latent weights on all classes are for
+                      whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
     no weights at all later seeds on one or two classes, those that source 000's networks alone have or that are
@@ -86,7 +87,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
     rivals = [run.trained for run in narrow.four_bit(study)]
-    plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
+    plan = {results.training_entry(run).name: Kept(run, _form(study, run, teachers), run in averaged)
             for run in [*study.all_runs, *narrow.runs(study), *rivals, *own, *students] if run == run.trained}
     extra = [run for run in study.resunet() if run.seed not in study.profile.resunet_seeds]
     later = [run for run in study.all_runs if study.subset(run.dataset) and run.seed > 0]
@@ -95,13 +96,13 @@ def trainings(study: Study) -> dict[str, Kept]:
                    if run == run.trained}
 
 
-def _form(run: Run, teachers: set[Run | None]) -> str:
+def _form(study: Study, run: Run, teachers: set[Run | None]) -> str:
     if run in teachers:
         return "float32"
     student = run.teacher and recipes.recipe(run.recipe).weights != "none"
     latent_shown = run.recipe == LATENT and run.distill == "none" and run.seed == 0
-    later_seed = run.recipe == MOSTLY_BITS and run.seed > 0
-    return "packed" if later_seed or (student and not latent_shown) else "float16"
+    mere_bits = run.recipe == MOSTLY_BITS and (run.seed > 0 or study.subset(run.dataset))
+    return "packed" if mere_bits or (student and not latent_shown) else "float16"
 
 
 def convert(folder: Path, kept: Kept | None = None) -> dict:
