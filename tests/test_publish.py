@@ -128,12 +128,13 @@ def test_the_claims_are_written_between_the_marks_and_nothing_else_changes(tmp_p
     assert text.startswith("top\n") and text.endswith("\nend\n") and "old" not in text and "Not yet" not in text
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert cells[0] == ["claim", "what is measured", "source", "published", "measured", "seeds", "verdict", "notebook"]
-    assert cells[2] == ["It is 1 bit", "1-bit weights over all parameters", "000", "1", "0.35", "0", "contradicted",
+    assert cells[2] == ["It is 1 bit", "1-bit weights over all parameters", "000", "1", "0.35", "-", "contradicted",
                         "01"]
     assert cells[3][:1] + cells[3][2:] == ["A gap", "000", "1.764", "1.5 [1.2, 1.8]", "2", "direction only", "02"]
     assert "4 claims: 1 direction only, 1 contradicted, 1 undecided, 1 not testable here." in text
     decided, folded = text.split("<details><summary>1 more")
     assert "| Open" not in decided and "| Open" in folded and text.count("| A gap") == 1
+    assert "undecided (interval too wide)" in folded
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         publish.readme(ledger, page)

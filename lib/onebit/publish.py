@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 
 from . import claims
 from .claims import NOT_TESTABLE
+from .claims.rules import UNDECIDED
 from .files import replacing, write_text
 
 CLAIMS_START, CLAIMS_END = "<!-- claims, written by make publish -->", "<!-- end of claims -->"
@@ -117,8 +118,9 @@ def _rows(rows: pd.DataFrame) -> str:
     table = pd.DataFrame({
         "claim": rows.claim, "what is measured": [known[name].unit for name in rows.claim_id], "source": rows.source,
         "published": [published_text(row) for row in rows.itertuples()],
-        "measured": [measured_text(row) for row in rows.itertuples()], "seeds": rows.n_seeds, "verdict": rows.verdict,
-        "notebook": rows.notebook,
+        "measured": [measured_text(row) for row in rows.itertuples()],
+        "seeds": rows.n_seeds.astype(str).replace("0", "-"),
+        "verdict": rows.verdict.str.replace(NOT_TESTABLE, UNDECIDED), "notebook": rows.notebook,
     })
     return table.to_markdown(index=False, disable_numparse=True)
 
