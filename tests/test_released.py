@@ -1,5 +1,6 @@
 """Results as they are committed: complete, sound, small; and as good as the ones they were made of."""
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -164,7 +165,8 @@ def test_bits_that_are_released_compute_what_the_network_computed(home, run):
 
 @pytest.mark.parametrize(("run", "form"), [(TINY, "float16"), (STRICT, "packed")])
 def test_averaged_weights_that_nobody_samples_from_are_not_released_and_asking_for_them_says_so(home, run, form):
-    computed(run, Kept(run, form, averaged=False))
+    folder, *_ = computed(run, Kept(run, form, averaged=False))
+    shutil.rmtree(paths.RUNS / folder.name)
     with pytest.raises(FileNotFoundError, match="FROM_SCRATCH=1"):
         results.weights(run, average=True)
 
@@ -175,8 +177,20 @@ def test_weights_that_nothing_reads_are_left_out_and_asking_for_them_says_so(hom
     assert cache.manifest(released)["weights"] == {"model.safetensors": "left out"}
     assert {path.name for path in released.iterdir()} == {"loss.csv", "snapshots.npz", "manifest.json"}
     assert len(results.loss_log(TINY)) > 0 and results.facts(TINY)["parameters"] > 0
+    shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors of .* is not released: FROM_SCRATCH=1"):
         results.weights(TINY)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_weights_that_were_left_out_of_a_release_are_those_that_were_computed_here(home, average):
+    results.training(TINY, progress=False)
+    before = results.weights(TINY, average).state_dict()
+    cache.release(results.training(TINY), partial(release.convert, kept=Kept(TINY, release.LEFT_OUT, False)),
+                  release.FORM)
+    assert results.training(TINY).parent == paths.RELEASED
+    after = results.weights(TINY, average).state_dict()
+    assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
 def test_no_weights_of_later_seeds_on_few_classes_of_extra_seeds_nor_of_networks_on_few_images_are_released():

@@ -149,7 +149,7 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
     """
     if average and not run.ema:
         raise ValueError(f"{run.label} keeps no averaged weights (ema = 0)")
-    folder = training(run, wait)
+    folder = _with_weights(run, average, wait)
     packed = folder / PACKED
     model = load_packed(packed) if packed.exists() and not average else _loaded(run, folder, average)
     if run != run.trained:
@@ -160,6 +160,15 @@ def weights(run: Run, average: bool = False, wait: bool = True, reestimated: boo
         for name, buffer in ended.items():
             buffer.copy_(found[name])
     return model.eval()
+
+
+def _with_weights(run: Run, average: bool, wait: bool) -> Path:
+    """The run's training; of one that is released without its weights the one that was computed here, if any."""
+    folder = training(run, wait)
+    names = ("ema.safetensors",) if average else ("model.safetensors", PACKED)
+    if any((folder / name).exists() for name in names):
+        return folder
+    return cache.find(training_entry(run), computed=True) or folder
 
 
 def _quantize_trained(model: nn.Module, run: Run, average: bool, wait: bool) -> None:
