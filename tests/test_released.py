@@ -68,7 +68,7 @@ def test_committed_weights_are_stored_as_their_manifests_say():
 
 def test_committed_weights_load_as_float32_networks():
     study = Study.named("laptop", "mnist")
-    chosen = [*study.unet(), *study.resunet(":1"), *(run for _, run in ablations.trained(study))]
+    chosen = [*study.unet(), *study.resunet(), *(run for _, run in ablations.trained(study))]
     for run in (run for run in chosen if run.seed == 0 and cache.find(results.training_entry(run))):
         model = results.weights(run)
         assert all(x.dtype == torch.float32 and x.isfinite().all() for x in model.parameters())
@@ -138,16 +138,13 @@ def test_a_released_network_computes_what_it_computed(home, run, form):
     assert results.weights(run, average=True).training is False
 
 
-def test_teachers_are_released_as_they_are_1_bit_students_and_strict_ones_beside_the_first_as_bits():
+def test_teachers_are_released_as_they_are_1_bit_students_and_later_strict_seeds_as_bits():
     plan = release.trainings(Study.named("laptop", "mnist"))
     forms = {(kept.run.net, kept.run.recipe, kept.run.seed, kept.run.teacher is None): kept.weights
              for kept in plan.values() if kept.run.dataset == "mnist" and kept.run.width == 16}
     assert forms["unet", "fp16", 0, True] == "float32"
     assert forms["unet", "strict-1bit", 0, True] == forms["resunet", "published-1bit", 1, True] == "float16"
     assert forms["unet", "strict-1bit", 1, True] == forms["unet", "bidm-w1a1", 0, False] == "packed"
-    subsets = {kept.run.recipe: kept.weights for kept in plan.values()
-               if kept.run.dataset == "mnist:01" and not kept.run.seed}
-    assert subsets == {"fp16": "float16", "published-1bit": "float16", "strict-1bit": "packed"}
 
 
 @pytest.mark.parametrize("run", [STUDENT, replace(STRICT, seed=1)], ids=["student", "strict"])
@@ -193,13 +190,13 @@ def test_weights_that_were_left_out_of_a_release_are_those_that_were_computed_he
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
-def test_no_weights_of_later_seeds_on_few_classes_of_extra_seeds_nor_of_networks_on_few_images_are_released():
+def test_no_weights_of_networks_on_few_classes_or_images_nor_of_extra_seeds_are_released():
     study = Study.named("laptop", "mnist")
     plan = {kept.run: kept.weights for kept in release.trainings(study).values()}
     for run in study.resunet(recipes=("published-1bit",)):
         assert plan[run] == (release.LEFT_OUT if run.seed > 2 else "float16")
     for run in study.resunet(":01", ("fp16", "strict-1bit")):
-        assert (plan[run] == release.LEFT_OUT) == (run.seed > 0)
+        assert plan[run] == release.LEFT_OUT
     assert {plan[run] for run in scarce.runs(study)} == {release.LEFT_OUT}
     assert plan[study.memorizer] == "float16"  # a memorizer to look at
 

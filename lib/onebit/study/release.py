@@ -4,13 +4,12 @@
                       norms, for the sake of bytes)
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
                       latent weights only of the one run whose a notebook shows.  Later seeds of the strict 1-bit arms
-                      and those on one or two classes likewise: the first seed's latent weights on all classes are for
-                      whoever wants to go on from them
+                      likewise: the first seed's latent weights are for whoever wants to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    no weights at all later seeds on one or two classes, those that source 000's networks alone have or that are
-                      rounded to four bits, and networks trained on few images: results were made from them, and
-                      nothing else ever will be
+    no weights at all networks on one or two classes or on few images, and later seeds that source 000's networks
+                      alone have or that are rounded to four bits: results were made from them, and nothing else ever
+                      will be
     averaged weights  of the first seed of the strictly 1-bit U-Net
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
@@ -87,22 +86,22 @@ def trainings(study: Study) -> dict[str, Kept]:
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
     rivals = [run.trained for run in narrow.four_bit(study)]
-    plan = {results.training_entry(run).name: Kept(run, _form(study, run, teachers), run in averaged)
+    plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *narrow.runs(study), *rivals, *own, *students] if run == run.trained}
     extra = [run for run in study.resunet() if run.seed not in study.profile.resunet_seeds]
-    later = [run for run in study.all_runs if study.subset(run.dataset) and run.seed > 0]
-    unread = extra + later + scarce.runs(study) + rivals[1:]  # of the first the file's size is taken
+    classes = [run for run in study.all_runs if study.subset(run.dataset)]
+    unread = extra + classes + scarce.runs(study) + rivals[1:]  # of the first the file's size is taken
     return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
                    if run == run.trained}
 
 
-def _form(study: Study, run: Run, teachers: set[Run | None]) -> str:
+def _form(run: Run, teachers: set[Run | None]) -> str:
     if run in teachers:
         return "float32"
     student = run.teacher and recipes.recipe(run.recipe).weights != "none"
     latent_shown = run.recipe == LATENT and run.distill == "none" and run.seed == 0
-    mere_bits = run.recipe == MOSTLY_BITS and (run.seed > 0 or study.subset(run.dataset))
-    return "packed" if mere_bits or (student and not latent_shown) else "float16"
+    later_seed = run.recipe == MOSTLY_BITS and run.seed > 0
+    return "packed" if later_seed or (student and not latent_shown) else "float16"
 
 
 def convert(folder: Path, kept: Kept | None = None) -> dict:
