@@ -190,6 +190,17 @@ def test_weights_that_were_left_out_of_a_release_are_those_that_were_computed_he
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
+@pytest.mark.parametrize(("run", "form"), [(TINY, "float16"), (STRICT, "packed")])
+def test_weights_are_left_out_of_a_copy_whose_original_is_gone_and_nothing_else_is_asked_of_it(home, run, form):
+    folder, *_ = computed(run, Kept(run, form, averaged=False))
+    shutil.rmtree(paths.RUNS / folder.name)
+    for kept in (Kept(run, "float32", False), Kept(run, release.LEFT_OUT, False), Kept(run, form, False)):
+        cache.release(folder, partial(release.convert, kept=kept), release.FORM, kept.wanted)
+        stored = cache.manifest(folder)["weights"]
+        assert set(stored.values()) == {form if kept.weights == "float32" else release.LEFT_OUT}
+        assert any(folder.glob("model.*")) == (kept.weights == "float32")
+
+
 def test_no_weights_of_networks_on_few_classes_or_images_nor_of_extra_seeds_are_released():
     study = Study.named("laptop", "mnist")
     plan = {kept.run: kept.weights for kept in release.trainings(study).values()}

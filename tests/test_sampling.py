@@ -284,8 +284,8 @@ def test_batches_come_out_even_over_the_threads(n, threads, sizes, monkeypatch):
     assert [min(batch, n - i) for i in range(0, n, batch)] == sizes and workers <= min(threads, sampling.WORKERS)
 
 
-@pytest.mark.parametrize("indices", [0, [], [-1]])
-def test_an_empty_or_negative_request_is_refused(indices):
+@pytest.mark.parametrize("indices", [0, [], [-1], [2.5], 2.5])
+def test_a_request_of_no_images_or_of_no_numbers_is_refused(indices):
     with pytest.raises(ValueError, match="image numbers"):
         sample(Toy(), indices, shape=SHAPE)
 

@@ -80,7 +80,7 @@ def noise_loss(model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) ->
 
         L_simple = E |eps - eps_theta(x_t, t)|^2
 
-    Shapes    as `add_noise` -> scalar, float32 whatever autocast makes of the model's output.
+    Shapes    as `add_noise` -> scalar, in the precision of `predict`.
     Source    DDPM Eq. 14.
     """
     return F.mse_loss(predict(model, add_noise(x0, noise, timestep), timestep), noise)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
+from operator import index
 from queue import SimpleQueue
 
 import numpy as np
@@ -144,9 +145,13 @@ def sample(
 
 
 def _numbers(indices: int | Sequence[int]) -> Sequence[int]:
-    numbers = range(indices) if isinstance(indices, Integral) else [int(i) for i in indices]
+    wrong = ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
+    try:
+        numbers = range(indices) if isinstance(indices, Integral) else [index(i) for i in indices]
+    except TypeError:  # a fraction is no image's number
+        raise wrong from None
     if not len(numbers) or min(numbers) < 0:
-        raise ValueError(f"indices must be a positive count or image numbers >= 0, got {indices}")
+        raise wrong
     return numbers
 
 

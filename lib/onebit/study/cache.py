@@ -18,6 +18,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from .. import __version__, paths
 from ..files import digest, sha256, write_json, write_text
 
+LEFT_OUT = "left out"  # what a manifest says of weights that are not released
 MANIFEST = "manifest.json"
 PATIENCE = 10  # seconds
 
@@ -181,14 +182,15 @@ def release(
     form      number of what `convert` makes
     weights   what the manifest has to say of a network's weights, file by file
 
-    A result that is released already, undamaged and in this form, stays as it is; another one is replaced.  `weights`
-    cannot be asked of a copy whose original is gone: what was rounded stays rounded.
+    A result that is released already, undamaged and in this form, stays as it is; another one is replaced.  Of a copy
+    whose original is gone `weights` can ask no more than that they be left out: what was rounded stays rounded.
     """
     target = paths.RELEASED / folder.name
     if target.exists() and _fault(target) is None:
         told = manifest(target)
-        fits = folder == target or (weights or {}).items() <= told.get("weights", {}).items()
-        if told.get("form", 0) == form and fits:
+        asked = weights or {}
+        rounded = folder == target and LEFT_OUT not in asked.values()
+        if told.get("form", 0) == form and (rounded or asked.items() <= told.get("weights", {}).items()):
             return target
     partial = paths.RELEASED / f".{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -40,7 +40,7 @@ FORM = 1  # +1 whenever a result would be released as other files
 LARGEST = 8_000_000  # bytes of a file
 LATENT = "binarydm-w1a32"  # the recipe of the undistilled student whose latent weights notebook 01 shows
 MOSTLY_BITS = "strict-1bit"  # of the plain arms' recipes; packed, the published one would be larger than in float16
-LEFT_OUT = "left out"
+LEFT_OUT = cache.LEFT_OUT
 SMALLEST = 2.0**-24  # above zero, in float16
 ROUNDS = 50  # of moving weights by a last place; one or two do
 DAY = (1980, 1, 1, 0, 0, 0)  # the same arrays give the same bytes
@@ -111,6 +111,9 @@ def convert(folder: Path, kept: Kept | None = None) -> dict:
     if kept and not kept.averaged:
         (folder / "ema.safetensors").unlink(missing_ok=True)
     stored = {}
+    if kept and kept.weights == LEFT_OUT:
+        (folder / results.PACKED).unlink(missing_ok=True)
+        stored = dict(kept.wanted)
     for path in sorted(folder.glob("*.safetensors")):
         form = kept.weights if kept and path.name == "model.safetensors" else "float16"
         stored |= _rewrite(path, form, results.new_model(kept.run) if kept else None)
