@@ -1,6 +1,7 @@
 """Figures and tables: where they go, what lies beside them, and that the same input gives the same bytes."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib
@@ -198,3 +199,9 @@ def test_rows_of_a_ledger_are_drawn_as_measured_over_published():
     assert [line.get_marker() for line in lines] == ["None", "<", "o", "None", "o"]  # the first interval holds zero
     assert [list(line.get_xdata()) for line in lines] == [[1e-9, 1.5], [0.1], [0.5], [2.5, 1.5], [2.0]]
     assert lines[-1].get_color() == plots.VERDICT_COLOURS["direction only"]
+
+
+def test_a_table_of_arms_of_unequal_seeds_says_from_how_many_to_how_many(home):
+    more = [*RUNS, replace(RUNS[0], recipe="strict-1bit", seed=7)]
+    path = Report("02", Study.named("laptop", "mnist")).table(pd.DataFrame({"a": [1]}), "demo", "One.", more)
+    assert "mnist · laptop · 1 to 2 seeds" in path.with_suffix(".md").read_text()

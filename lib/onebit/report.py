@@ -4,9 +4,10 @@ import functools
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -163,8 +164,9 @@ class Report:
         return self.folder / f"{self.notebook}_{name}"
 
     def _stamp(self, runs: list[Run]) -> str:
-        seeds = len({run.seed for run in runs})
-        counted = f" · {seeds} seed{'s' if seeds != 1 else ''}" if runs else ""
+        seeds = Counter(replace(run, seed=0) for run in dict.fromkeys(runs)).values()  # of each arm
+        least = f"{min(seeds)} to " if len({*seeds}) > 1 else ""
+        counted = f" · {least}{max(seeds)} seed{'s' if max(seeds) != 1 else ''}" if runs else ""
         return f"{self.study.dataset} · {self.study.profile.name}{counted} · onebit {__version__}"
 
     def _note(self, path: Path, caption: str, runs: list[Run]) -> None:

@@ -1,5 +1,5 @@
-"""The fair rivals of a 1-bit network: of no more bytes, the same U-Net at fewer channels, in half precision or in four
-bits."""
+"""Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
+four bits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +28,8 @@ MEASURES = {
     "panel_agreement_noised": ("legibility", "panel_agreement", True),
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
-BITS = 4  # of the other rival: float while it trains, then rounded on data
+BITS = 4  # of the other rivals: float while they train, then rounded on data
+PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
 
 
 def runs(study: "Study") -> list[Run]:
@@ -36,23 +37,35 @@ def runs(study: "Study") -> list[Run]:
     return _of_width(study, study.profile.narrow_width)
 
 
-def four_bit(study: "Study") -> list[Run]:
-    """The float U-Net at the profile's `four_bit_width`, rounded to BITS on data once it is trained (`fitted.py`)."""
+def four_bit(study: "Study") -> list[list[Run]]:
+    """The float U-Net at each of the profile's `four_bit_widths`, rounded to BITS on data once it is trained
+    (`fitted.py`)."""
     recipe = fitted.recipe("calibrated", BITS)
-    return [replace(run, recipe=recipe) for run in _of_width(study, study.profile.four_bit_width)]
+    return [[replace(run, recipe=recipe) for run in _of_width(study, width)]
+            for width in dict.fromkeys(study.profile.four_bit_widths)]
+
+
+def plain(study: "Study") -> list[Run]:
+    """The 1-bit U-Net by the plain rule of notebook 07, trained as the strictly 1-bit one is: from nothing, as long."""
+    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")]
 
 
 def _of_width(study: "Study", width: int) -> list[Run]:
-    wide = study.unet(recipes=("fp16",))[: len(study.profile.ablation_rows)]
-    return [replace(run, width=width) for run in wide]
+    return [replace(run, width=width) for run in _seeds(study, "fp16")]
+
+
+def _seeds(study: "Study", recipe: str) -> list[Run]:
+    return study.unet(recipes=(recipe,))[: len(study.profile.ablation_rows)]
 
 
 def arms(study: "Study") -> dict[str, list[Run]]:
-    """What is compared, by name: the float U-Net, its strictly 1-bit twin, and the twin's rivals, at the same seeds."""
-    narrow, four, width = runs(study), four_bit(study), study.profile.unet_width
-    wide, one_bit = (study.unet(recipes=(recipe,))[: len(narrow)] for recipe in ("fp16", "strict-1bit"))
-    return {f"float, width {width}": wide, f"1 bit, width {width}": one_bit, f"float, width {narrow[0].width}": narrow,
-            f"{BITS} bits, width {four[0].width}": four}
+    """What is compared, by name, at the same seeds: the float U-Net, its two 1-bit twins, and their rivals."""
+    width, narrow = study.profile.unet_width, runs(study)
+    return {f"float, width {width}": _seeds(study, "fp16"),
+            f"1 bit (strict), width {width}": _seeds(study, "strict-1bit"),
+            f"1 bit (plain), width {width}": plain(study),
+            f"float, width {narrow[0].width}": narrow,
+            **{f"{BITS} bits, width {rounded[0].width}": rounded for rounded in four_bit(study)}}
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
@@ -80,8 +93,8 @@ def _of(arm: int) -> dict[str, tuple[str, str, bool]]:
 
 
 def table(study: "Study") -> "pd.DataFrame":
-    """One row per training: network, seed, parameters, bytes of its file, the loss it ended with, and MEASURES; of the
-    wide float network OF_WIDE alone, and no loss of what was rounded once it was trained.
+    """One row per training: network, bits per weight, seed, parameters, bytes of its file, the loss it ended with, and
+    MEASURES; of the wide float network OF_WIDE alone, and no loss of what was rounded once it was trained.
 
     `bytes` is the packed file's size, of a float network its 16-bit file's.
     """
@@ -96,35 +109,50 @@ def table(study: "Study") -> "pd.DataFrame":
             found = {column: study.evaluate(family, _source(study, run, noised)).estimates[estimate].value
                      for column, (family, estimate, noised) in _of(arm).items()}
             loss = final_terms(run)["loss"] if run == run.trained else np.nan
-            rows.append({"network": name, "seed": run.seed, **size, "loss": loss, **found})
+            rows.append({"network": name, "bits": _bits(run), "seed": run.seed, **size, "loss": loss, **found})
     return pd.DataFrame(rows)
 
 
+def pairs(frame: "pd.DataFrame") -> list[tuple[str, str]]:
+    """1-bit networks of `table`, each with its rivals: of every number of bits the largest that is no larger."""
+    networks = frame.groupby("network", sort=False)[["bits", "bytes"]].first()
+    found = []
+    for network, size in networks[networks.bits == 1].bytes.items():
+        smaller = networks[(networks.bytes <= size) & (networks.index != network)]
+        found += [(network, rival) for rival in smaller.groupby("bits").bytes.idxmax()]
+    return found
+
+
 def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Every measure of `table`, 1 bit over each network of no more bytes: ratio and interval, paired by seed."""
+    """Every measure of `table`, of 1-bit networks over their rivals (`pairs`): ratio and interval, paired by seed."""
     import pandas as pd
 
     from ..metrics import geometric_over_seeds
 
-    _, one_bit, *rivals = frame.network.unique()
     rows = []
-    for rival, measure in product(rivals, ("loss", *MEASURES)):
+    for (network, rival), measure in product(pairs(frame), ("loss", *MEASURES)):
         by_seed = frame.pivot(index="seed", columns="network", values=measure)
         if by_seed[rival].isna().all():
             continue
-        found = geometric_over_seeds(by_seed[one_bit] / by_seed[rival], f"{measure}, {one_bit} over {rival}")
-        rows.append({"rival": rival, "measure": measure, "ratio": found.value, "low": found.low, "high": found.high,
-                     "seeds": found.n})
+        found = geometric_over_seeds(by_seed[network] / by_seed[rival], f"{measure}, {network} over {rival}")
+        rows.append({"network": network, "rival": rival, "measure": measure, "ratio": found.value, "low": found.low,
+                     "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)
 
 
 def loss_ratios(study: "Study") -> dict[int, float]:
-    """The loss on held-out images by timestep, 1 bit over the narrow float network: geometric mean of the ratio over
-    seeds."""
+    """The loss on held-out images by timestep, strictly 1 bit over the narrow float network: the geometric mean over
+    seeds of the ratio."""
     found = [[study.evaluate("denoising", study.reestimated(run)).arrays for run in pair]
-             for pair in zip(*list(arms(study).values())[1:3], strict=True)]
+             for pair in zip(_seeds(study, "strict-1bit"), runs(study), strict=True)]
     logs = np.mean([np.log(one_bit["losses"] / narrow["losses"]) for one_bit, narrow in found], axis=0)
     return dict(zip(found[0][0]["timesteps"].tolist(), np.exp(logs).tolist(), strict=True))
+
+
+def _bits(run: Run) -> int:
+    if run.recipe == "fp16":
+        return 16
+    return 1 if run == run.trained else BITS
 
 
 def _bytes(run: Run) -> dict[str, int]:

@@ -85,12 +85,14 @@ def trainings(study: Study) -> dict[str, Kept]:
     own = ablations.own_teachers(study)
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
-    rivals = [run.trained for run in narrow.four_bit(study)]
+    rivals = [narrow.plain(study), *narrow.four_bit(study)]
+    small = narrow.runs(study) + [group[0].trained for group in rivals]
     plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
-            for run in [*study.all_runs, *narrow.runs(study), *rivals, *own, *students] if run == run.trained}
+            for run in [*study.all_runs, *small, *own, *students] if run == run.trained}
     extra = [run for run in study.resunet() if run.seed not in study.profile.resunet_seeds]
     classes = [run for run in study.all_runs if study.subset(run.dataset)]
-    unread = extra + classes + scarce.runs(study) + rivals[1:]  # of the first the file's size is taken
+    rest = [run.trained for group in rivals for run in group[1:]]  # of the first the file's size is taken
+    unread = extra + classes + scarce.runs(study) + rest
     return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
                    if run == run.trained}
 

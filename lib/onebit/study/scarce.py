@@ -24,7 +24,10 @@ COLUMNS = ("training_loss", "held_out_loss", "loss_gap", "nearer_seen", "memoriz
 def arms(study: "Study", images: int, steps: int, seeds: int) -> dict[str, list[Run]]:
     """Networks trained on so many images for so many steps, by name, one per seed: the float U-Net, its strictly
     1-bit twin, and a float one of no more bytes.  Batches and noise are the same for all of a seed."""
-    named = {name: group[0] for name, group in narrow.arms(study).items() if group[0] == group[0].trained}
+    float_wide, one_bit = (study.unet(recipes=(recipe,))[0] for recipe in ("fp16", "strict-1bit"))
+    small = narrow.runs(study)[0]
+    named = {f"float, width {float_wide.width}": float_wide, f"1 bit, width {one_bit.width}": one_bit,
+             f"float, width {small.width}": small}
     changes = {"dataset": f"{study.dataset}@{images}", "steps": steps, "batch": study.profile.scarce_batch}
     return {name: [replace(run, **changes, warmup=min(run.warmup, steps // 4), seed=seed) for seed in range(seeds)]
             for name, run in named.items()}
