@@ -119,7 +119,7 @@ def test_curve_sizes_stay_above_the_dimension(n, smallest):
     assert curve_sizes(n, 128)[-1] == n
 
 
-@pytest.mark.parametrize("n", [128, 129, 130, 20])
+@pytest.mark.parametrize("n", [128, 129, 130, 20, 0])
 def test_too_few_features_for_three_sizes_are_refused(n):
     with pytest.raises(ValueError, match="leave no three sizes"):
         curve_sizes(n, 128)

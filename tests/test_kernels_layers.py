@@ -72,6 +72,18 @@ def test_an_image_alone_is_the_image_in_its_batch(rule):
     assert torch.equal(torch.cat([layer(x[i : i + 1]) for i in range(5)]), layer(x))
 
 
+@pytest.mark.parametrize(("rule", "name"), itertools.product(
+    (*RULES, "xnor++", "absmax:8"), [name for name, (_, shape) in LAYERS.items() if len(shape) == 4]))
+def test_an_image_without_a_batch_is_a_batch_of_one(rule, name):
+    """As for torch's own layers; the packed layer too, where the rule has one."""
+    make, shape = LAYERS[name]
+    x = torch.randn(1, *shape[1:], generator=generator(7))
+    layer = quantized(make(), rule, x, "sign")
+    assert torch.equal(layer(x[0]), layer(x)[0])
+    if rule != "absmax:8":
+        assert torch.equal(packed(layer)(x[0]), packed(layer)(x)[0])
+
+
 @pytest.mark.parametrize("rule", ["lsq:4", "dorefa:3", "tdq:4", "insta:4", "sign"])
 @pytest.mark.parametrize("channels", [64, 13])
 def test_nan_is_nan_where_it_is_in_the_dense_layer_and_in_no_other_sample(rule, channels):

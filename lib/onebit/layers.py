@@ -21,6 +21,7 @@ class Quantized:
     rule: nn.Module
     activation: nn.Module | None
     outputs: nn.ModuleList | None
+    image_dims = 0  # of an input without a batch, where the float layer takes one for an image
 
     def quantized_weight(self) -> Tensor:
         """The weight that is used, laid out in memory as the latent one.
@@ -35,6 +36,8 @@ class Quantized:
 
     def forward(self, input: Tensor, *arguments, **named) -> Tensor:
         """As the float layer's: its input goes by torch's name for it, since callers may give it by name."""
+        if self.image_dims and input.ndim == self.image_dims:  # rules reckon with a batch
+            return Quantized.forward(self, input.unsqueeze(0), *arguments, **named).squeeze(0)
         weight = self.quantized_weight()
         if self.activation is None:
             y = self.linear_map(input, weight, self.bias, *arguments, **named)
@@ -63,6 +66,8 @@ class Quantized:
 class QuantConv2d(Quantized, nn.Conv2d):
     """Conv2d with a quantized weight; everything else, its state's names included, as in the float layer."""
 
+    image_dims = 3
+
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
@@ -76,6 +81,8 @@ class QuantLinear(Quantized, nn.Linear):
 
 class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
     """ConvTranspose2d with a quantized weight; its output channels are on axis 1."""
+
+    image_dims = 3
 
     def linear_map(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None

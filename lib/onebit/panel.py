@@ -1,6 +1,7 @@
 """A panel of judges of other kinds than the network: logistic regression and nearest neighbours, on bare pixels.
 
-They see no features and share no errors of the network's kind, so an image they all read alike is read for its shape.
+They see no features and share no errors of the network's kind, so an image they all read alike is the likelier to be
+read for its shape.
 """
 
 import warnings

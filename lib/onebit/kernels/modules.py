@@ -130,6 +130,12 @@ class PackedConv2d(PackedLayer):
         padding = _padding(layer)
         super().__init__(layer, Sliding(layer.kernel_size, layer.stride, padding, layer.dilation))
 
+    def forward(self, input: Tensor, *, shift: Tensor | None = None, sliding: Sliding | None = None) -> Tensor:
+        """As the layer's; an image without a batch is a batch of one."""
+        if input.ndim == QuantConv2d.image_dims:
+            return super().forward(input.unsqueeze(0), shift=shift, sliding=sliding).squeeze(0)
+        return super().forward(input, shift=shift, sliding=sliding)
+
     def image(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1)
 

@@ -94,7 +94,7 @@ def curve_sizes(n: int, dim: int, count: int = 6) -> tuple[int, ...]:
     Raises    ValueError if no three sizes lie above the dimension.
     """
     smallest = max(n // 5, min(3 * dim, (n + dim) // 2))
-    count = min(count, max(3, 1 + 25 * (n - smallest) // n))
+    count = min(count, max(3, 1 + 25 * (n - smallest) // max(n, 1)))
     sizes = np.unique(np.round(1 / np.linspace(1 / smallest, 1 / n, count)).astype(int)) if smallest > dim else []
     if len(sizes) < 3:
         raise ValueError(f"{n} features in {dim} dimensions leave no three sizes to draw a line through; give more")

@@ -16,7 +16,7 @@ def kid(features: ArrayLike, real: ArrayLike) -> Estimate:
 
     Its mean is 0 for two sets of one distribution, whatever their sizes.  So values below 0 occur; none is clipped.
 
-    Shapes    generated features x (m, D), m >= 20; real y (n, D), n >= 2; 8 m^2 bytes are held.
+    Shapes    generated features x (m, D), m >= 20; real y (n, D), n >= 2; about 20 m^2 bytes are held.
     Units     of the kernel, cubic in x.y, so values of different feature networks do not compare.  The jackknife
               interval is over the generated images; the reals are held fixed.
     Raises    ValueError for features that are not (N, D), not finite, of different dimensions, or too few.

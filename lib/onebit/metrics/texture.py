@@ -20,7 +20,7 @@ def power_spectrum(images: ArrayLike | Tensor) -> tuple[NDArray[np.float64], NDA
 
         P(f) = |sum_x image(x) exp(-2 pi i f.x)|^2 / (H W),    so sum_f P(f) = sum_x image(x)^2   (Parseval)
 
-    Averaged over the rings of frequencies nearest to |f| = 0, 1/s, 2/s, .. 1/2, s the shorter side.  The corners
+    Averaged over the rings of frequencies nearest to |f| = 0, 1/s, 2/s, .. (s // 2)/s, s the shorter side.  The corners
     beyond the last ring (directions in which both axes oscillate fast) are in no ring.  No window: images are taken
     as periodic, which is harmless where the border is background.
 

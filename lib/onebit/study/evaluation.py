@@ -24,7 +24,7 @@ class Protocol:
 
     judge       the feature network;  more_judges: the same trained from other seeds
     reference   training images, drawn at random, that distributions are compared with
-    held_out    test images, drawn at random, of the control that shows what a perfect generator would score
+    held_out    test images, drawn at random, of the control that shows what real images score which nobody trained on
     against     the data set of all these images, where it is not the judge's whole one: some of its classes, or images
 
     Raises      ValueError for judges or images of different data sets.

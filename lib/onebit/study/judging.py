@@ -84,6 +84,8 @@ def calibration(spec: JudgeSpec, wait: bool = True) -> dict[str, np.ndarray]:
     Returns   "temperature"; "before" and "after": reliability tables (bins, [low, high, count, confidence, accuracy]);
               "error_before" and "error_after": expected calibration error with its interval (value, low, high);
               "floor_before" and "floor_after": what a judge as sure as this, and right as often, would score.
+
+    Held-out images of `sources` are the first ones of the same shuffled split: among those that it is fitted on.
     """
 
     def compute(work: Path) -> dict:

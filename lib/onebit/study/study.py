@@ -152,7 +152,7 @@ class Study:
 
     @property
     def controls(self) -> list[Control]:
-        """Every control: what a perfect, a copying, a collapsed, a blurring and a raving generator would score."""
+        """Every control: real images, and what a copying, a collapsed, a blurring and a raving generator would draw."""
         plain = [self.control(kind) for kind in ("held-out", "file-order", "training", "repeated", "blend", "noise")]
         return (plain + [self.control("noisy", level) for level in NOISE_LEVELS]
                 + [self.control("smooth", level) for level in SMOOTH_LEVELS])
