@@ -157,3 +157,14 @@ def test_an_output_that_is_not_the_noise_is_refused(answer, got):
     for use in (lambda net: predict(net, x0, t), lambda net: noise_loss(net, x0, x0, t)):
         with pytest.raises(ValueError, match=rf"Predicts must put out the noise .*\(2, 1, 4, 4\).* puts out {got}"):
             use(Predicts(answer))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 8), (3, 3, 2, 4, 4)])
+def test_every_sample_gets_its_own_noise_level_however_many_axes_it_has(shape):
+    """Three samples of three channels, at which a level on the wrong axis would broadcast without an error."""
+    x0, noise, t = torch.randn(shape), torch.randn(shape), torch.tensor([0, 500, 999])
+    alone = torch.cat([add_noise(x0[i : i + 1], noise[i : i + 1], t[i : i + 1]) for i in range(3)])
+    assert torch.equal(add_noise(x0, noise, t), alone)
+    a = SCHEDULE.alpha_bar[500].double().item()
+    by_hand = math.sqrt(a) * x0[1].double() + math.sqrt(1 - a) * noise[1].double()
+    torch.testing.assert_close(alone[1].double(), by_hand, rtol=1e-6, atol=1e-6)

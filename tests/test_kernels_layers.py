@@ -8,6 +8,7 @@ from kernel_tools import generator, quantized
 from torch import nn
 
 from onebit.kernels import NotPackable, packed
+from onebit.kernels.modules import SIZES
 from onebit.kernels.weights import split
 from onebit.layers import QuantConv2d
 from onebit.quantizers import Clock
@@ -186,3 +187,42 @@ def test_a_kernel_larger_than_its_input_is_refused():
     layer = packed(quantized(nn.Conv2d(4, 4, 3), "sign", torch.randn(1, 4, 3, 3)))
     with pytest.raises(ValueError, match="does not fit an input of 2 x 3"):
         layer(torch.randn(1, 4, 2, 3))
+
+
+@pytest.mark.parametrize("rule", ["sign", "rsign", "bidm", "xnor", "lsq:4", "insta"])
+@pytest.mark.parametrize("channels", [1, 7, 9, 64, 200])
+def test_inputs_of_another_number_of_channels_are_refused(rule, channels):
+    """The kernel reads as many words as the weight has: it would answer from other pixels, or from beyond."""
+    x = torch.randn(2, 8, 5, 5, generator=generator(9))
+    layer = packed(quantized(nn.Conv2d(8, 6, 3, padding=1), rule, x))
+    with pytest.raises(ValueError, match=f"needs inputs of 8 channels, got {channels}"):
+        layer(torch.randn(2, channels, 5, 5))
+
+
+def test_images_of_another_size_than_the_scale_map_are_refused():
+    x = torch.randn(2, 8, 6, 5, generator=generator(10))
+    layer = quantized(nn.Conv2d(8, 6, 3, padding=1), "xnor++", x, "sign")
+    for size in ((5, 6), (4, 4), (12, 12)):
+        for one in (layer, packed(layer)):
+            with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\).*give images of the size that"):
+                one(torch.randn(2, 8, *size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_packed_layer_does_not_depend_on_the_default_dtype(dtype):
+    x = torch.randn(2, 8, 6, 5, generator=generator(11))
+    layer = packed(quantized(nn.Conv2d(8, 6, 3, padding=1), "xnor", x))
+    expected = layer(x)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(layer(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_plans_of_many_sizes_share_the_weights_and_the_oldest_are_forgotten():
+    layer = packed(quantized(nn.Linear(100, 20), "sign", torch.randn(5, 100)))
+    first = layer(torch.ones(1, 1, 100))
+    for tokens in range(1, 100):
+        assert torch.equal(layer(torch.ones(1, tokens, 100)), first.expand(1, tokens, -1))
+    assert len(layer._plans) == SIZES and len(layer._blocks) == 1

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onebit import metrics
 from onebit.data import Dataset
 from onebit.judge import FEATURES, Judge, accuracy, look, look_spatially, train_judge
 from onebit.metrics import Gaussian, frechet, frechet_distance, kernel_scale, kid, manifold, vendi
@@ -72,6 +73,19 @@ def test_frechet_distance_to_itself_is_zero_and_it_is_symmetric():
 def test_features_straight_out_of_a_network_are_taken(metric, form):
     x, y = (form(torch.randn(60, 4, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1))
     assert metric(x, y) == metric(x.detach().double().numpy(), y.detach().double().numpy())
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.bfloat16, torch.Tensor.requires_grad_])
+def test_logits_straight_out_of_a_network_are_taken(form):
+    labels = torch.arange(60) % 4
+    logits = form(torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(4)[labels])
+    given = logits.detach().double().numpy()
+    p = metrics.softmax(logits)
+    assert np.array_equal(p, metrics.softmax(given))
+    assert metrics.fit_temperature(logits, labels) == metrics.fit_temperature(given, labels.numpy())
+    assert metrics.bootstrap(logits[:, 0], "") == metrics.bootstrap(given[:, 0], "")
+    distances = np.abs(given[:, :2]).cumsum(1)
+    assert metrics.distance_ratio(torch.tensor(distances, requires_grad=True)) == metrics.distance_ratio(distances)
 
 
 def test_frechet_distance_of_rank_one_covariances_by_hand():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from onebit import nets, train
 from onebit.connections import neighbour
@@ -131,3 +132,27 @@ def test_a_killed_run_with_a_teacher_ends_with_the_same_weights(recipe, loss, tm
     assert not [k for k in whole if not torch.equal(whole[k], again[k])]
     log = (tmp_path / "whole" / "loss.csv").read_text().splitlines()[0]
     assert "noise_loss" in log and ("distillation" in log) == bool(loss)
+
+
+def test_blocks_of_networks_with_other_names_are_compared_by_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1, self.layer2, self.layer3 = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((1, 4), (4, 4), (4, 1)))
+
+        def forward(self, x, timestep):
+            return self.layer3(self.layer2(self.layer1(x)).relu())
+
+    teacher = Net()
+    student = copy.deepcopy(teacher)
+    quantize(student, "strict-1bit")
+    x0, noise, t = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([10, 700])
+    objective = Objective(teacher, distillation("l2"), 0.5, blocks=("layer[12]",))
+    total = objective(student, x0, noise, t)
+    seen = add_noise(x0, noise, t)
+    pairs = [(student.layer1(seen), teacher.layer1(seen))]
+    pairs.append((student.layer2(pairs[0][0]), teacher.layer2(pairs[0][1])))
+    distances = torch.stack([(a - b).square().mean() for a, b in pairs])
+    assert objective.terms["distillation"] == pytest.approx(0.5 * distances.mean().item(), rel=1e-5)
+    assert torch.isclose(total, objective.terms["noise_loss"] + objective.terms["distillation"])
+    assert "layer[12]" in objective.told

@@ -8,6 +8,8 @@ import pytest
 import torch
 from packing_tools import built, packed
 from safetensors.torch import load_file, save, save_file
+from torch import nn
+from torch.nn.utils import prune
 
 from onebit import __version__, nets
 from onebit.errors import CorruptFile
@@ -148,3 +150,24 @@ def test_as_published_it_is_half_again_as_small_as_float16(tmp_path):
     """Two thirds of the published 1-bit network are float: 1.5 times, not 14."""
     _, by_float32, by_float16 = sizes("published-1bit", tmp_path)
     assert by_float16 == pytest.approx(1.5, abs=0.05) and by_float32 == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm,
+                                  lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+def test_a_layer_whose_weight_a_hook_makes_since_is_not_packed(hook, tmp_path):
+    """It could be written, and nobody could load it."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    quantize(model, "weights=xnor")
+    hook(model[1])
+    with pytest.raises(ValueError, match=r"not as recipes.quantize leaves them: 1"):
+        save_packed(model, tmp_path / "file")
+
+
+def test_weights_whose_sum_overflows_their_type_are_finite(tmp_path):
+    model = nn.Sequential(nn.Linear(1024, 1024))
+    quantize(model, "weights=xnor")
+    with torch.no_grad():
+        model[0].weight.uniform_(0.1, 0.2)
+    model.half()
+    assert model[0].weight.sum().isinf()
+    save_packed(model, tmp_path / "file")

@@ -254,9 +254,9 @@ def test_a_model_is_quantized_once():
 
 
 def test_a_recipe_that_matches_nothing_is_an_error_that_shows_the_layers():
-    with pytest.raises(ValueError, match=r"matches no layer.*mid\.conv1.*conv_out"):
+    with pytest.raises(ValueError, match=r"matches no Conv2d.*mid\.conv1.*conv_out"):
         quantize(nets.build("unet", 4), RECIPES["published-1bit"].__class__(weights="xnor", only=("nothing",)))
-    with pytest.raises(ValueError, match="matches no layer"):
+    with pytest.raises(ValueError, match="matches no Conv2d"):
         quantize(nn.Sequential(nn.ReLU()), "strict-1bit")
 
 
@@ -732,7 +732,7 @@ def test_an_output_size_that_no_scale_map_has_is_refused(activations):
     quantize(layer, f"weights=xnor activations={activations}")
     x = torch.randn(1, 2, 5, 5)
     assert layer(x, output_size=[9, 9]).shape[-2:] == (9, 9)
-    with pytest.raises(ValueError, match=r"output_size \(10, 10\) is not that of the scale map, \(9, 9\)"):
+    with pytest.raises(ValueError, match=r"outputs of \(10, 10\) are not of the size of the scale map, \(9, 9\)"):
         layer(x, output_size=[10, 10])
 
 
@@ -851,3 +851,37 @@ def test_a_network_that_is_one_layer_lists_no_layers_of_its_quantizers(how):
     report = quantize(layer, how)
     assert [row.name for row in report.layers] == [""] and list(quantized_layers(layer)) == [""]
     assert report.parameters == 4 * 8 * 9 + 8
+
+
+def test_a_model_whose_class_has_a_recipe_is_refused_before_anything_is_touched():
+    class Named(nn.Sequential):
+        recipe = property(lambda self: "soup")
+
+    model = Named(nn.Conv2d(2, 2, 3))
+    with pytest.raises(ValueError, match="has a part named `recipe`"):
+        quantize(model, "weights=xnor")
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("how", [None, {"weights": "xnor"}])
+def test_what_is_no_recipe_is_refused(how):
+    with pytest.raises(ValueError, match="a recipe is a name, a text or a Recipe, got"):
+        quantize(nn.Sequential(nn.Conv2d(2, 2, 3)), how)
+
+
+def test_an_example_of_images_alone_is_one_input():
+    model, x = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3)), torch.randn(2, 2, 9, 8)
+    quantize(model, "weights=sign activations=xnor++", example=x)
+    assert [layer.activation.pixels for layer in model] == [(7, 6), (5, 4)]
+
+
+def test_a_recipe_that_leaves_no_layer_between_the_ends_says_so():
+    with pytest.raises(ValueError, match=r"no Conv2d, ConvTranspose2d or Linear of this model between the first"):
+        quantize(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)), "weights=xnor ends=int8")
+
+
+def test_the_time_mlp_of_a_diffusers_transformer_stays_float():
+    block = nn.ModuleDict({"timestep_embedder": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "to_q": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"first": nn.Linear(4, 4), "block": block, "last": nn.Linear(4, 4)})
+    audit = {layer.name: layer.weight_bits for layer in quantize(model, "binarydm-base-w1a32").layers}
+    assert audit["block.timestep_embedder.0"] == 32 and audit["block.to_q"] == 1

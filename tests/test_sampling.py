@@ -201,9 +201,11 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
     ({"sampler": "euler"}, "dpm-solver"), ({"steps": 0}, "1..1000"), ({"steps": 1001}, "1..1000"),
     ({"steps": 2.5}, "whole number in 1..1000, got 2.5"), ({"steps": 7}, "divide 1000"),
     ({"sampler": "pndm", "steps": 30}, "divide 1000"),
-    ({"batch": 0}, "batch must be at least 1 image, or None"), ({"batch": -5}, "batch must be .* got -5"),
+    ({"batch": 0}, "batch must be a whole number of at least 1 image, or None"),
+    ({"batch": -5}, "batch must be .* got -5"),
     ({"shape": (28, 28)}, r"shape must be \(C, H, W\), .*such as \(1, 28, 28\), got \(28, 28\)"),
-    ({"shape": (1, 0, 28)}, "three positive sizes"), ({"seed": -1}, "seed must be at least 0, got -1"),
+    ({"shape": (1, 0, 28)}, "three positive sizes"),
+    ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
 ])
 def test_bad_requests_name_what_is_valid(options, message):
     with pytest.raises(ValueError, match=message):
@@ -406,3 +408,23 @@ def test_steps_that_cannot_be_taken_alone_are_refused(options, message):
     asked = dict(shape=SHAPE, sampler="ddim", steps=10, start=gaussian_start(), remaining=2) | options
     with pytest.raises(ValueError, match=message):
         sample(Toy(), 2, **asked)
+
+
+def test_the_noise_does_not_depend_on_the_default_dtype():
+    net = nets.build("unet", 4).eval()
+    expected = sample(net, 2, shape=(1, 16, 16), steps=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = sample(net, 2, shape=(1, 16, 16), steps=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"shape": (1, 8.0, 8)}, "three positive sizes"), ({"seed": 1.5}, "seed must be a whole number"),
+    ({"batch": 1.5}, "batch must be a whole number"), ({"remaining": 1.5}, "remaining must be in 1..steps"),
+    ({"start": np.zeros((1, 1, 8, 8), dtype=np.float32)}, "torch.from_numpy makes one")])
+def test_numbers_and_starts_of_another_kind_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sample(nets.build("unet", 4), 1, **{"shape": (1, 8, 8), "steps": 2} | wrong)

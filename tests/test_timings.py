@@ -60,12 +60,12 @@ def test_the_narrow_network_is_the_widest_whose_file_takes_no_more_bytes_than_th
 
 
 @pytest.mark.parametrize(("profile", "dataset"), [("smoke", "digits"), ("laptop", "mnist"), ("laptop", "digits")])
-def test_four_bit_networks_are_the_widest_whose_files_take_no_more_bytes_than_the_1_bit_ones(profile, dataset):
+def test_the_four_bit_network_is_the_widest_whose_file_takes_no_more_bytes_than_the_strict_one(profile, dataset):
     study = Study.named(profile, dataset)
-    for recipe, width in zip(("strict-1bit", narrow.PLAIN), study.profile.four_bit_widths, strict=True):
-        allowed = _packed_bytes(study, study.profile.unet_width, recipe)
-        sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", 4)) for wide in (width, width + 1)]
-        assert sizes[0] <= allowed < sizes[1], recipe
+    width = study.profile.four_bit_width
+    allowed = _packed_bytes(study, study.profile.unet_width, "strict-1bit")
+    sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", 4)) for wide in (width, width + 1)]
+    assert sizes[0] <= allowed < sizes[1]
 
 
 def _packed_bytes(study, width, recipe):
@@ -79,12 +79,11 @@ def _packed_bytes(study, width, recipe):
 
 def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
     laptop = Study.named("laptop", "mnist")
-    float_one, strict, plain, narrow_one, *four_bit = narrow.arms(laptop).values()
+    float_one, strict, plain, narrow_one, four_bit = narrow.arms(laptop).values()
     assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:3]
     for one_bit, recipe in ((strict, "strict-1bit"), (plain, "binarydm-base-w1a32")):
         assert one_bit == [replace(run, recipe=recipe) for run in float_one]
-    for rounded, width in zip(four_bit, (10, 8), strict=True):
-        assert [run.trained for run in rounded] == [replace(run, width=width) for run in float_one]
+    assert [run.trained for run in four_bit] == [replace(run, width=10) for run in float_one]
 
 
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
@@ -106,10 +105,10 @@ def _networks(sizes, **measured):
                          for name, (bits, size) in sizes.items() for seed in (0, 1)])
 
 
-def test_rivals_are_the_largest_networks_of_no_more_bytes():
-    frame = _networks({"wide": (16, 900), "strict": (1, 100), "plain": (1, 80), "float": (16, 90), "four": (4, 100),
-                       "small": (4, 70), "large": (4, 101)})
-    assert narrow.pairs(frame) == [("strict", "plain"), ("strict", "four"), ("strict", "float"), ("plain", "small")]
+def test_rivals_are_all_networks_but_the_wide_one_and_each_pair_once():
+    frame = _networks({"wide": (16, 900), "strict": (1, 100), "plain": (1, 80), "float": (16, 90), "four": (4, 100)})
+    assert narrow.pairs(frame) == [("strict", "float"), ("strict", "four"), ("plain", "float"), ("plain", "four"),
+                                   ("strict", "plain")]
 
 
 def test_ratios_at_equal_bytes_are_paired_by_seed():
@@ -117,9 +116,9 @@ def test_ratios_at_equal_bytes_are_paired_by_seed():
     frame = _networks({"wide": (16, 900), "one": (1, 100), "narrow": (16, 90), "four": (4, 95)},
                       wide=(9, 9), one=(1, 200), narrow=(2, 100), four=(0.5, 100))
     frame.loc[frame.network == "four", "loss"] = math.nan
-    by_rival = narrow.ratios(frame.iloc[::-1]).set_index(["network", "rival", "measure"]).loc["one"]
+    by_rival = narrow.ratios(frame).set_index(["network", "rival", "measure"]).loc["one"]
     assert list(by_rival.loc["four"].index) == list(narrow.MEASURES)
-    assert by_rival.ratio["four", "frechet"] == pytest.approx(2)
+    assert by_rival.ratio["four", "frechet"] == pytest.approx(2) and by_rival.bytes["four", "frechet"] == 100 / 95
     found = by_rival.loc["narrow"]
     assert list(found.index) == ["loss", *narrow.MEASURES]
     assert found.ratio["frechet"] == pytest.approx(1) and found.ratio["kid"] == 1 and (found.seeds == 2).all()

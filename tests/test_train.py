@@ -452,6 +452,8 @@ def test_unknown_settings_list_the_valid_ones(field, value, valid):
     ("batch", -1, "batch must be an integer >= 1"), ("warmup", -1, "warmup must be an integer >= 0"),
     ("seed", -1, "seed must be an integer >= 0"), ("lr", 0.0, "lr must be a finite number > 0"),
     ("lr", float("nan"), "lr must be a finite number > 0"), ("lr", float("inf"), "lr must be a finite number > 0"),
+    ("lr", "1e-3", "lr must be a finite number"), ("lr", None, "lr must be a finite number"),
+    ("ema", None, "ema must be in 0 .. 1"),
     ("ema", 1.0, "ema must be in 0 .. 1, 1 excluded, got 1.0"), ("ema", -0.1, "ema must be in 0 .. 1"),
 ])
 def test_numbers_that_no_training_can_have_are_refused_by_name(field, value, message):

@@ -40,7 +40,7 @@ class Batches:
             self.epoch, self.order = epoch, order.to(place)
         x0 = data.normalize(self.images[self.order[i * self.batch : (i + 1) * self.batch]])
         generator = self._generator(place, self.stream, step)
-        noise = torch.randn(x0.shape, generator=generator, device=place)
+        noise = torch.randn(x0.shape, generator=generator, device=place, dtype=torch.float32)
         timestep = torch.randint(0, TIMESTEPS, (len(x0),), generator=generator, device=place)
         layout = torch.channels_last
         return x0.contiguous(memory_format=layout), noise.contiguous(memory_format=layout), timestep

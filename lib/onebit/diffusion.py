@@ -40,7 +40,7 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedu
 
         x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
 
-    Shapes    x0, noise (B, C, H, W); timestep (B,) int in 0 .. T-1 -> (B, C, H, W).
+    Shapes    x0, noise (B, ...), of images (B, C, H, W); timestep (B,) int in 0 .. T-1 -> (B, ...).
     Raises    ValueError for images that are no floating-point numbers, or a timestep on the CPU outside 0 .. T-1 (on
               another device asking would wait for it).
     Source    DDPM Eq. 4 and the line after it.
@@ -51,7 +51,7 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor, schedule: NoiseSchedu
     if timestep.device.type == "cpu" and ((timestep < 0) | (timestep >= schedule.timesteps)).any():
         raise ValueError(f"timestep must be in 0..{schedule.timesteps - 1}, got {int(timestep.min())}.."
                          f"{int(timestep.max())}")
-    alpha_bar = schedule.alpha_bar.to(x0.device)[timestep][:, None, None, None]  # (B, 1, 1, 1)
+    alpha_bar = schedule.alpha_bar.to(x0.device)[timestep].view(-1, *[1] * (x0.ndim - 1))  # (B, 1, 1, 1)
     return alpha_bar.sqrt().to(x0.dtype) * x0 + (1 - alpha_bar).sqrt().to(x0.dtype) * noise
 
 

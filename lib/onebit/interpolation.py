@@ -64,7 +64,8 @@ def latent_pairs(n_pairs: int, shape: tuple[int, int, int], seed: int) -> tuple[
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}")
-    both = torch.stack([torch.randn(shape, generator=g) for g in generators(seed, range(2 * n_pairs))])
+    draws = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators(seed, range(2 * n_pairs))]
+    both = torch.stack(draws)
     return both[0::2], both[1::2]
 
 

@@ -53,9 +53,9 @@ class Quantized:
             return self.linear_map(x, weight, self.bias, *arguments, **named)
         y = self.linear_map(x, weight, None, *arguments, **named)
         if self.activation.spatial and scale.shape[-2:] not in (y.shape[-2:], (1, 1)):
-            raise ValueError(f"output_size {tuple(y.shape[-2:])} is not that of the scale map, "
-                             f"{tuple(scale.shape[-2:])}: give the layer an output_padding instead, or a rule without "
-                             "a map ('sign')")
+            raise ValueError(f"outputs of {tuple(y.shape[-2:])} are not of the size of the scale map, "
+                             f"{tuple(scale.shape[-2:])}: give images of the size that the layer was quantized with "
+                             "(and output_padding in place of output_size), or take a rule without a map ('sign')")
         return scaled(y, scale, self.bias, self.activation.spatial)
 
     def linear_map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The training loss: the noise loss, and what quantizers, distillation and connections add to it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from . import recipes
 from .connections import connections_of, neighbour
 from .diffusion import add_noise, noise_loss
 from .frozen import frozen
+from .taps import BLOCKS, Taps
 
 if TYPE_CHECKING:
     from .distill import Distillation
@@ -29,25 +30,31 @@ class Objective(nn.Module):
     It is called with (model, x0, noise, timestep).  Its state (a basis found on the first batch) belongs into a
     checkpoint.  `terms` holds the parts of the last loss, detached.
 
+    `blocks` are name patterns of the blocks that are compared, in both networks.
+
     Shapes    as `diffusion.noise_loss` -> scalar.
+    Raises    ValueError for a teacher without a loss or the other way round, and as `distill.Taps`.
     Source    BinaryDM Eq. 15, BiDM Eq. 16; methods 3.3 for the order of the passes.
     """
 
-    def __init__(self, teacher: nn.Module | None = None, loss: "Distillation | None" = None, weight: float = 0.0):
+    def __init__(self, teacher: nn.Module | None = None, loss: "Distillation | None" = None, weight: float = 0.0,
+                 blocks: Iterable[str] = BLOCKS):
         super().__init__()
         if (teacher is None) != (loss is None):
             raise ValueError("distillation needs both a teacher and a loss")
-        self.loss, self.weight = loss, weight
+        self.loss, self.weight, self.blocks = loss, weight, tuple(blocks)
         self._teacher = [frozen(teacher)] if teacher is not None else []  # in a list: no part of our state
         self.terms: dict[str, Tensor] = {}
         self.told = "Objective" if loss is None else f"{loss} x {weight}, teacher {_digest(teacher)}"  # for checkpoints
+        if loss is not None and self.blocks != BLOCKS:
+            self.told += f", blocks {' '.join(self.blocks)}"
 
     def forward(self, model: nn.Module, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         with ExitStack() as stack:
             connections = connections_of(model)
             if connections is not None:
                 stack.enter_context(connections.mixing(neighbour(model, x0, noise, timestep)))
-            taps = stack.enter_context(_taps(model)) if self.loss is not None else None
+            taps = stack.enter_context(Taps(model, self.blocks)) if self.loss is not None else None
             total = noise_loss(model, x0, noise, timestep)
         self.terms = {"noise_loss": total.detach()}
         asked = recipes.penalty(model)
@@ -65,7 +72,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _teacher_features(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> list[Tensor]:
         teacher = self._teacher[0]
-        with _taps(teacher) as taps:
+        with Taps(teacher, self.blocks) as taps:
             teacher(add_noise(x0, noise, timestep), timestep)
         return taps.features
 
@@ -82,9 +89,3 @@ def asked(model: nn.Module) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Ten
     if connections_of(model) is None and recipes.penalty(model) is None:
         return noise_loss
     return Objective()
-
-
-def _taps(model: nn.Module):
-    from .distill import Taps
-
-    return Taps(model)

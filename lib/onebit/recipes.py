@@ -19,8 +19,10 @@ from .quantizers import ActivationRule, Clock, WeightRule, activation_rule, outp
 from .quantizers import spec as specs
 from .taps import reached
 
-TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*")  # ours, the papers', diffusers'
-HIGH_RESOLUTION = tuple(  # BinaryDM's place for EBB: blocks at full and half resolution, on both sides
+TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*", "timestep_embedder*")  # ours, the papers', diffusers'
+# BinaryDM's place for EBB: blocks at full and half resolution, on both sides, of our U-Net and of diffusers' with four
+# levels, which is the published one; in one with more or fewer, `at` has to name them
+HIGH_RESOLUTION = tuple(
     (pattern, "ebb") for pattern in ("down.[01].*", "up.[12].*", "down_blocks.[01].*", "up_blocks.[23].*")
 )
 # torchvision's and diffusers' modules that compute with the weights of their own layers and do not call these
@@ -80,16 +82,17 @@ def recipe(text: str) -> Recipe:
 
 
 def quantize(
-    model: nn.Module, how: str | Recipe, example: tuple[Tensor, Tensor] | None = None, prepare: bool = True
+    model: nn.Module, how: str | Recipe, example: Tensor | tuple[Tensor, ...] | None = None, prepare: bool = True
 ) -> Audit:
-    """Quantize `model` in place by a recipe, its name or its text, and say what became of each layer.
+    """Quantize Conv2d, ConvTranspose2d and Linear layers of `model` in place by a recipe, its name or its text, and say
+    what became of each.
 
-    `example` is an input of the model (images and timesteps), on which it is run once to warn of quantized layers that
-    are not called; only rules with one parameter per output pixel ("xnor++") need it.  With `prepare=False`, for a
-    model whose state is loaded next, it is not run.  Rules initialise what they learn about weights from the weights
-    the model has now, and what they learn about inputs from the first training batch: a network that is in
-    eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.  The model
-    remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
+    `example` is an input of the model (images, or images and timesteps), on which it is run once to warn of quantized
+    layers that are not called; only rules with one parameter per output pixel ("xnor++") need it.  With
+    `prepare=False`, for a model whose state is loaded next, it is not run.  Rules initialise what they learn about
+    weights from the weights the model has now, and what they learn about inputs from the first training batch: a
+    network that is in eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.
+    The model remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
 
     Raises    ValueError for an unknown recipe, a model that is quantized already, has a part named `recipe` or lazy
               layers that have not run yet, or of which the recipe leaves no layer to quantize (a pattern of `keep` or
@@ -98,6 +101,9 @@ def quantize(
               `example` that is none of its inputs, where rules need one.
     """
     how = recipe(how) if isinstance(how, str) else how
+    if not isinstance(how, Recipe):
+        raise ValueError(f"a recipe is a name, a text or a Recipe, got {how!r}")
+    example = (example,) if isinstance(example, Tensor) else example
     _check_model(model)
     layers = weight_layers(model)
     if any(isinstance(layer, Quantized) for layer in layers.values()):
@@ -156,7 +162,9 @@ def chosen_layers(model: nn.Module, how: Recipe) -> dict[str, tuple[str, str, tu
     chosen = {name: (elsewhere.get(name, how.weights), how.activations, how.outputs)
               for name in inner if not how.only or name in only}
     if not chosen:
-        raise ValueError(f"{how} matches no layer of this model; its layers: {', '.join(names) or 'none'}")
+        between = "" if how.ends == "quantized" else " between the first and the last"
+        raise ValueError(f"{how} matches no Conv2d, ConvTranspose2d or Linear of this model{between}; its layers: "
+                         f"{', '.join(names) or 'none'}")
     if ENDS[how.ends]:
         activations = ENDS[how.ends] if how.activations != "none" else "none"
         chosen |= {name: (ENDS[how.ends], activations, ()) for name in (candidates[0], candidates[-1])
@@ -190,7 +198,8 @@ def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple
 
 def _check_model(model: nn.Module) -> None:
     """What would otherwise fail after the swap."""
-    if any("recipe" in held for held in (model._modules, model._parameters, model._buffers)):
+    if hasattr(type(model), "recipe") or any(
+            "recipe" in held for held in (model._modules, model._parameters, model._buffers)):
         raise ValueError(f"{type(model).__name__} has a part named `recipe`, where the model's recipe would go: give "
                          "that another name, or put the model into a wrapper")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

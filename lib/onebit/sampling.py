@@ -156,12 +156,12 @@ def _numbers(indices: int | Sequence[int]) -> Sequence[int]:
 
 
 def _check_request(shape: tuple[int, int, int], seed: int, batch: int | None) -> None:
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise ValueError(f"shape must be (C, H, W), three positive sizes such as (1, 28, 28), got {tuple(shape)}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1 image, or None to have it chosen, got {batch}")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
+    if batch is not None and not (isinstance(batch, Integral) and batch >= 1):
+        raise ValueError(f"batch must be a whole number of at least 1 image, or None to have it chosen, got {batch}")
 
 
 def _workers(model: nn.Module, n: int) -> int:
@@ -219,6 +219,8 @@ def _following(model: nn.Module) -> contextlib.AbstractContextManager:
 
 
 def _check_start(start: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(start, Tensor):
+        raise ValueError(f"start must be a tensor, got {type(start).__name__}: torch.from_numpy makes one of an array")
     if tuple(start.shape) != shape or not start.is_floating_point():
         raise ValueError(f"start must be floats {shape}, one row per index, got {start.dtype} {tuple(start.shape)}")
     if not start.isfinite().all():
@@ -226,7 +228,7 @@ def _check_start(start: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _check_remaining(remaining: int, sampler: str, steps: int, start: Tensor | None) -> None:
-    if not 1 <= remaining <= steps:
+    if not isinstance(remaining, Integral) or not 1 <= remaining <= steps:
         raise ValueError(f"remaining must be in 1..steps = 1..{steps}, got {remaining}")
     if start is None:
         raise ValueError("remaining needs a start: the noised images that the first of these steps is taken from")
@@ -247,8 +249,9 @@ def sample_batch(
     layout = torch.channels_last
     made = scheduler(sampler, steps)  # a scheduler keeps a history; each batch gets its own
     own = generators(seed, numbers)
-    x = torch.stack([torch.randn(shape, generator=g) for g in own]) if start is None else start.float()
-    x = x.to(device) * made.init_noise_sigma
+    if start is None:
+        start = torch.stack([torch.randn(shape, generator=g, dtype=torch.float32) for g in own])
+    x = start.float().to(device) * made.init_noise_sigma
     extra = STOCHASTIC[sampler] | {"generator": own} if sampler in STOCHASTIC else {}
     for t in made.timesteps if remaining is None else made.timesteps[-remaining:]:
         timestep = torch.full((len(x),), int(t), device=device)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,9 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-        if not 0 < self.lr < math.inf:
+        if not isinstance(self.lr, Real) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be a finite number > 0, got {self.lr!r}")
-        if not 0 <= self.ema < 1:
+        if not isinstance(self.ema, Real) or not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in 0 .. 1, 1 excluded, got {self.ema!r}")
 
     def lr_at(self, step: int) -> float:

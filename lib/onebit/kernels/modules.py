@@ -16,6 +16,8 @@ from .product import product
 from .threads import alone
 from .weights import blocked, code_constants, pack_bits, pack_weights, sign_constants, split, spread
 
+SIZES = 32  # of inputs, that a layer remembers its plans for
+
 
 class PackedLayer(nn.Module):
     """What the packed layers share: made from a `Quantized` layer, whose input goes through an activation rule.
@@ -50,6 +52,7 @@ class PackedLayer(nn.Module):
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach()
         self.register_buffer("bias", bias.float().clone())
         self._plans: dict[tuple[Sliding, int, int], tuple] = {}
+        self._blocks: dict[bytes, np.ndarray] = {}  # the words as `product` takes them, by taps
 
     def image(self, x: Tensor) -> Tensor:
         """The input as images (N, H, W, C)."""
@@ -73,9 +76,12 @@ class PackedLayer(nn.Module):
         return y
 
     def _product(self, image: Tensor, x: Tensor, shift: Tensor | None, sliding: Sliding) -> Tensor:
+        if image.shape[-1] != self.channels:  # the kernel would read on
+            raise ValueError(f"needs inputs of {self.channels} channels, got {image.shape[-1]} in {tuple(x.shape)}")
         where, phases, scale, bias = self._prepared(sliding, *image.shape[1:3])
+        self._check_map(where.output)
         packed = self.packer.pack(image, x, where.margins, shift)
-        out = torch.empty(len(image), *where.output, self.out_channels)
+        out = torch.empty(len(image), *where.output, self.out_channels, dtype=torch.float32)
         for phase, weights, offsets, constants in phases:
             kernel = packed.kernel[phase.taps] if len(packed.kernel) else packed.kernel
             with alone():
@@ -87,10 +93,18 @@ class PackedLayer(nn.Module):
             out[packed.lost] = torch.nan
         return out
 
+    def _check_map(self, output: tuple[int, int]) -> None:
+        rule = self.packer.rule
+        if isinstance(rule, RankOneMap) and rule.spatial and output != rule.pixels:
+            raise ValueError(f"this layer's scale map was made for outputs of {rule.pixels}, not {output}: give images "
+                             "of the size that it was quantized with, or take a rule without a map ('sign')")
+
     def _prepared(self, *size: Sliding | int) -> tuple:
         """The plan for a sliding, height and width; weights, offsets and constants of its phases as `product` takes
-        them; the padded scale and bias.  Made once per size."""
+        them; the padded scale and bias.  Made once per size, of which the last SIZES are kept."""
         if size not in self._plans:
+            if len(self._plans) == SIZES:
+                del self._plans[next(iter(self._plans))]
             where = plan(*size)
             scale = self.scale / 2 if self._halved else self.scale
             self._plans[size] = (where, [self._phase(phase) for phase in where.phases],
@@ -107,17 +121,25 @@ class PackedLayer(nn.Module):
         constants = (sign_constants(words, self.channels, phase) if codes is None
                      else code_constants(words, self.channels, phase, codes))
         offsets = phase.offsets[:, None] * self.packer.planes * words.shape[1] + np.arange(words.shape[1])
-        return (phase, blocked(words, phase.taps), offsets.ravel(),
+        taps = phase.taps.tobytes()
+        if taps not in self._blocks:
+            self._blocks[taps] = blocked(words, phase.taps)
+        return (phase, self._blocks[taps], offsets.ravel(),
                 spread(constants * 2 if self._halved else constants, np.int32))
 
     def flip(self, channels: np.ndarray) -> None:
         """Turn the sign of all weights of these input channels (booleans): w becomes -w."""
         self.words.copy_(self.words ^ torch.from_numpy(pack_bits(channels).view(np.int64))[:, None])
-        self._plans.clear()
+        self._forget()
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
-        self._plans.clear()  # they were made from other words
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was made from other words."""
+        self._plans.clear()
+        self._blocks.clear()
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.out_channels}, {self.sliding}"

@@ -6,7 +6,7 @@ import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
 from .classes import as_classes
-from .estimate import CONFIDENCE, GROUPS, RESAMPLES, Estimate, jackknife
+from .estimate import CONFIDENCE, GROUPS, RESAMPLES, Estimate, doubles, jackknife
 
 BINS = 15  # of confidence; as published
 TEMPERATURES = (1e-3, 1e3)  # where the fit looks: a network's logits are units to hundreds
@@ -121,7 +121,7 @@ def top_class(probabilities: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.f
     Shapes    probabilities (N, K) -> labels (N,), confidence (N,); the smallest class where several are equal.
     Raises    ValueError if there are no rows or they are not distributions.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
+    p = doubles(probabilities)
     if p.ndim != 2 or not p.size or (p < 0).any() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
         raise ValueError(f"need probabilities (N, K) whose rows sum to 1, got shape {p.shape}")
     return p.argmax(axis=1), p.max(axis=1)
@@ -156,7 +156,7 @@ def _gap(confidence: NDArray, right: NDArray, edges: NDArray) -> float:
 
 
 def _logits(logits: ArrayLike) -> NDArray[np.float64]:
-    z = np.asarray(logits, dtype=np.float64)
+    z = doubles(logits)
     if z.ndim != 2 or not len(z) or z.shape[1] < 2:
         raise ValueError(f"need logits (N, K) of at least two classes, got shape {z.shape}")
     if not np.isfinite(z).all():

@@ -5,7 +5,7 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
-from .estimate import CONFIDENCE, RESAMPLES, Estimate, jackknife
+from .estimate import CONFIDENCE, RESAMPLES, Estimate, doubles, jackknife
 
 CLASSES = 10  # of digits
 FEWEST_EXPECTED = 5  # images of a class, for the chi-square distribution to hold (Cochran 1954)
@@ -77,7 +77,7 @@ def uniformity_test(labels: ArrayLike, expected: ArrayLike | None = None, k: int
     Source    Pearson 1900; scipy.stats.chisquare.  Five: Cochran 1954.
     """
     counts = np.bincount(as_classes(labels, k), minlength=k)
-    shares = np.full(k, 1 / k) if expected is None else np.asarray(expected, dtype=np.float64)
+    shares = np.full(k, 1 / k) if expected is None else doubles(expected)
     if shares.shape != (k,) or not (shares >= 0).all() or not np.isclose(shares.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"expected: need {k} shares that sum to 1, got shape {shares.shape}, sum {shares.sum():.6g}")
     wanted = counts.sum() * shares / shares.sum()
@@ -94,7 +94,7 @@ def _plug_in(labels: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
 
 
 def _distributions(probabilities: ArrayLike) -> NDArray[np.float64]:
-    p = np.asarray(probabilities, dtype=np.float64)
+    p = doubles(probabilities)
     if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
         raise ValueError(f"need probabilities (N, K) whose rows sum to 1, got shape {p.shape}")
     return p / p.sum(axis=1, keepdims=True)  # float32 rows sum to 1 only nearly

@@ -137,7 +137,7 @@ def hull(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def _finite(values: ArrayLike, least: int = 2) -> NDArray[np.float64]:
-    x = np.asarray(values, dtype=np.float64)
+    x = doubles(values)
     if x.ndim != 1 or len(x) < least:
         raise ValueError(f"need at least {least} values in one dimension, got shape {x.shape}")
     if not np.isfinite(x).all():

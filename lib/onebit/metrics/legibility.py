@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .calibration import top_class
 from .classes import as_classes
-from .estimate import Estimate, bootstrap, jackknife, share
+from .estimate import Estimate, bootstrap, doubles, jackknife, share
 
 NO_CLASS = -1  # the label of an image whose judges are tied
 
@@ -84,7 +84,7 @@ def legible(labels_by_judge: ArrayLike, calibrated_probabilities: ArrayLike, thr
     """
     labels = _panel(labels_by_judge)
     top_class(calibrated_probabilities)  # refuses what is no distribution
-    p = np.asarray(calibrated_probabilities, dtype=np.float64)
+    p = doubles(calibrated_probabilities)
     if p.shape[0] != labels.shape[1] or p.shape[1] <= labels.max():
         raise ValueError(f"calibrated_probabilities {p.shape} do not fit labels_by_judge {labels.shape} of classes "
                          f"0 .. {labels.max()}: one row per image, one column per class")
@@ -103,7 +103,7 @@ def by_class(values: ArrayLike, labels: ArrayLike, k: int = 10, minimum: int = 2
     Raises    ValueError for a class of fewer than `minimum` images, unless `allow_empty`, which leaves it out; for
               values that are not finite, labels that are no classes, or a minimum below 2.
     """
-    x, y = np.asarray(values, dtype=np.float64), as_classes(labels, k)
+    x, y = doubles(values), as_classes(labels, k)
     if x.shape != y.shape or not np.isfinite(x).all():
         raise ValueError(f"need finite values of shape {y.shape}, one per label, got {x.shape}")
     if minimum < 2:

@@ -112,7 +112,7 @@ def vendi_score(kernel: ArrayLike) -> float:
     Raises    ValueError for matrices that are not square, finite, symmetric with a diagonal of ones.
     Source    Friedman & Dieng 2023 (arXiv:2210.02410) section 3.
     """
-    k = np.asarray(kernel, dtype=np.float64)
+    k = doubles(kernel)
     if k.ndim != 2 or k.shape[0] != k.shape[1] or not len(k):
         raise ValueError(f"kernel must be (N, N), got {k.shape}")
     if not (np.isfinite(k).all() and np.allclose(k, k.T) and np.allclose(k.diagonal(), 1)):

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .estimate import CONFIDENCE, Estimate, bootstrap, jackknife, share
+from .estimate import CONFIDENCE, Estimate, bootstrap, doubles, jackknife, share
 from .neighbours import nearest
 
 # as published --------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def nearer_seen(seen: ArrayLike, others: ArrayLike) -> Estimate:
     Source    the data-copying test of Meehan, Chaudhuri & Dasgupta 2020 (arXiv:2004.05675), with a set of unseen
               training images in the place of its test images, and shares in that of its ranks.
     """
-    d, e = _first(seen, "seen"), np.asarray(others, dtype=np.float64)
+    d, e = _first(seen, "seen"), doubles(others)
     if e.ndim != 2 or len(e) != len(d) or not e.shape[1] or not ((e >= 0) & (e < np.inf)).all():
         raise ValueError(f"others: need finite distances >= 0, ({len(d)}, K), a column per set of images, got shape "
                          f"{e.shape}")
@@ -223,7 +223,7 @@ def _images(x: ArrayLike | Tensor, name: str, least: int) -> NDArray[np.uint8]:
 
 def _first_two(distances: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The nearest and the second nearest distance of each sample."""
-    d = np.asarray(distances, dtype=np.float64)
+    d = doubles(distances)
     if d.ndim != 2 or d.shape[1] < 2 or (d[:, 0] > d[:, 1]).any():
         raise ValueError(f"need distances (N, 2), nearest first, got shape {d.shape}: call nearest with k=2")
     return _first(d), _first(d[:, 1])
@@ -231,7 +231,7 @@ def _first_two(distances: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _first(distances: ArrayLike, name: str = "distances") -> NDArray[np.float64]:
     """The nearest distance of each sample."""
-    d = np.asarray(distances, dtype=np.float64)
+    d = doubles(distances)
     d = d[:, 0] if d.ndim == 2 and d.shape[1] else d
     if d.ndim != 1 or not len(d) or not ((d >= 0) & (d < np.inf)).all():
         raise ValueError(f"{name}: need finite distances >= 0, shape (N,) or (N, k), got shape {d.shape}")

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .classes import CLASSES, as_classes
-from .estimate import Estimate, bootstrap, share
+from .estimate import Estimate, bootstrap, doubles, share
 from .legibility import NO_CLASS
 
 ALIKE = 1e-6  # of the largest norm: nearer than that, the expansion of |a - b|^2 is rounding
@@ -65,7 +65,7 @@ def _shares(labels: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def _flat(images: ArrayLike) -> NDArray[np.float64]:
-    x = np.asarray(images, dtype=np.float64)
+    x = doubles(images)
     if not np.isfinite(x).all():
         raise ValueError("images hold NaN or infinity")
     return x.reshape(len(x), -1)

@@ -10,6 +10,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .estimate import doubles
+
 Paths = NDArray[np.float64]  # (P, F, H, W) or, of numbers, (P,)
 MIDDLE = (0.25, 0.75)  # grey levels that are neither background nor ink, as shares of 255
 BIN = 0.5  # pixels, of projected ink
@@ -153,7 +155,7 @@ def sliced_wasserstein(a: ArrayLike, b: ArrayLike, directions: int = 32) -> Path
 
 
 def _images(images: ArrayLike, name: str) -> NDArray[np.float64]:
-    x = np.asarray(images, dtype=np.float64)
+    x = doubles(images)
     if x.ndim == 4 and x.shape[1] == 1:
         x = x[:, 0]
     x = x[None] if x.ndim == 2 else x

@@ -18,6 +18,7 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
     if dim < 4 or dim % 2:
         raise ValueError(f"dim must be even and >= 4, got {dim}")
     half = dim // 2
-    frequency = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(10_000) / (half - 1)))
+    number = torch.arange(half, device=timestep.device, dtype=torch.float32)
+    frequency = torch.exp(number * (-math.log(10_000) / (half - 1)))
     angle = timestep.float()[:, None] * frequency  # (B, half)
     return torch.cat([angle.sin(), angle.cos()], dim=1)

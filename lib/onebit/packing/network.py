@@ -102,7 +102,8 @@ def _check_layers(model: nn.Module, layers: dict[str, Quantized], how: Recipe) -
         unlike = sorted(chosen ^ set(layers))
     except ValueError:  # the model has become one in which the recipe finds no layer
         unlike = [*layers, ""][:1]
-    unlike += [name for name, layer in layers.items() if not isinstance(layer.rule, WeightRule)]
+    unlike += [name for name, layer in layers.items()
+               if not isinstance(layer.rule, WeightRule) or "weight" not in layer._parameters]  # a hook makes it
     if unlike:
         raise ValueError(f"the model's layers are not as recipes.quantize leaves them{unlike[0] and ': ' + unlike[0]}; "
                          "quantize it with that once all its layers are in place, and pack it before it is frozen or "

@@ -66,7 +66,8 @@ class Packed:
         Raises    ValueError for weights or scales that are not finite, or integers outside the rule's levels.
         """
         integers, scales = rule.stored(weight.detach())
-        finite = weight.is_meta or weight.detach().sum().isfinite()  # the sum is, only if all are; a mapped layer's fit
+        total = weight.detach().sum(dtype=torch.float64)  # finite only if all are, unless it overflows
+        finite = weight.is_meta or total.isfinite()  # a mapped layer's fit
         if not (finite and scales.isfinite().all()):
             raise ValueError("its weights or scales are not finite; train it again with a lower learning rate")
         rows = integers.float().movedim(rule.out_dim + 1, 1).reshape(len(integers), rule.channels, -1).cpu().numpy()

@@ -42,7 +42,7 @@ class EBB(WeightRule):
         w = weight.detach()
         self.scale = nn.Parameter(self.per_channel_mean(w.abs()))
         self.scale2 = nn.Parameter(self.per_channel_mean((w - self.scale.detach() * sign(w)).abs()))
-        self.register_buffer("stage", torch.tensor(2 if transition == 0 else 1))
+        self.register_buffer("stage", torch.tensor(2 if transition == 0 else 1))  # to be copied, not averaged
 
     @property
     def weight_bits(self) -> int:

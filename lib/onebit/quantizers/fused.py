@@ -48,7 +48,7 @@ class Binarize(torch.autograd.Function):
         from ..kernels import binary
 
         x, threshold = ctx.saved_tensors
-        to_x, to_threshold = torch.empty_like(x), torch.empty(x.shape[:2])
+        to_x, to_threshold = torch.empty_like(x), torch.empty(x.shape[:2], dtype=torch.float32)
         binary.binarize_backward(
             _elements(x), _per_channel(threshold, x.shape[1]), ctx.polynomial,
             _elements(to_signs), _elements(to_magnitude), _elements(to_x), to_threshold.numpy())
@@ -88,7 +88,8 @@ class _Scaled(torch.autograd.Function):
         from ..kernels import binary
 
         y, scale = ctx.saved_tensors
-        to_y, to_scale, to_bias = torch.empty_like(y), torch.empty_like(scale), torch.empty(y.shape[:2])
+        to_y, to_scale = torch.empty_like(y), torch.empty_like(scale)
+        to_bias = torch.empty(y.shape[:2], dtype=torch.float32)
         binary.scaled_backward(_elements(y), _elements(scale), _elements(gradient),
                                _elements(to_y), _elements(to_scale), to_bias.numpy())
         return to_y, to_scale, None if ctx.bias_type is None else to_bias.sum(0).to(ctx.bias_type)

@@ -54,7 +54,7 @@ class MagnitudeMap(MapRule):
         """Kernel of a plain mean, (1, 1, kh, kw), of x's type: 1/(kh kw); for a transposed layer times the product of
         its strides, because so many fewer inputs reach an output: the mean over those that do."""
         reached = math.prod(self.geometry["stride"]) if self.transposed else 1
-        return torch.full((1, 1, *self.size), reached / math.prod(self.size), device=x.device).to(x.dtype)
+        return torch.full((1, 1, *self.size), reached / math.prod(self.size), device=x.device, dtype=x.dtype)
 
     def scale_map(self, x: Tensor) -> Tensor | None:
         magnitude = x.abs().mean(1, keepdim=True)
@@ -162,8 +162,13 @@ class RankOneMap(MapRule):
             raise RuntimeError("XNOR-Net++ is prepared already: an optimiser may hold its parameters")
         self.alpha = nn.Parameter(self.weight_scale * x.detach().abs().mean().to(self.weight_scale.dtype))
         if self.spatial:
-            self.beta = nn.Parameter(self.alpha.new_ones(y.shape[2], 1))
-            self.gamma = nn.Parameter(self.alpha.new_ones(y.shape[3]))
+            self.beta = nn.Parameter(self.alpha.new_ones(y.shape[-2], 1))
+            self.gamma = nn.Parameter(self.alpha.new_ones(y.shape[-1]))
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Rows and columns of the outputs that it is prepared for."""
+        return len(self.beta), len(self.gamma)
 
     def quantized(self, x: Tensor) -> Tensor:
         """The binary input, which needs no preparation."""

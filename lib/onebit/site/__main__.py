@@ -16,7 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="folder to write, replaced if it holds a site")
     parser.add_argument("--figures", type=Path, help="their figures and tables; by default where that profile saves")
     options = parser.parse_args(arguments)
-    dataset, profile = options.built.resolve().parts[-2:]
+    _, *named = options.built.resolve().parts
+    if len(named) < 2:
+        parser.error(f"BUILT is a folder build/DATASET/PROFILE, got {options.built}")
+    dataset, profile = named[-2:]
     figures = options.figures or folder_of(dataset, profile)
     try:
         warnings = build(options.built, figures, options.target, paths.ROOT / "notebooks" / "solutions")

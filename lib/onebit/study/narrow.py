@@ -1,10 +1,10 @@
-"""Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
-four bits."""
+"""Two 1-bit networks and their fair rivals: of about as many bytes, the same U-Net at fewer channels, in half precision
+or in four bits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,7 @@ MEASURES = {
     "panel_agreement_noised": ("legibility", "panel_agreement", True),
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
-BITS = 4  # of the other rivals: float while they train, then rounded on data
+BITS = 4  # of the other rival: float while it trains, then rounded on data
 PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
 
 
@@ -37,12 +37,10 @@ def runs(study: "Study") -> list[Run]:
     return _of_width(study, study.profile.narrow_width)
 
 
-def four_bit(study: "Study") -> list[list[Run]]:
-    """The float U-Net at each of the profile's `four_bit_widths`, rounded to BITS on data once it is trained
-    (`fitted.py`)."""
+def four_bit(study: "Study") -> list[Run]:
+    """The float U-Net at the profile's `four_bit_width`, rounded to BITS on data once it is trained (`fitted.py`)."""
     recipe = fitted.recipe("calibrated", BITS)
-    return [[replace(run, recipe=recipe) for run in _of_width(study, width)]
-            for width in dict.fromkeys(study.profile.four_bit_widths)]
+    return [replace(run, recipe=recipe) for run in _of_width(study, study.profile.four_bit_width)]
 
 
 def plain(study: "Study") -> list[Run]:
@@ -60,12 +58,11 @@ def _seeds(study: "Study", recipe: str) -> list[Run]:
 
 def arms(study: "Study") -> dict[str, list[Run]]:
     """What is compared, by name, at the same seeds: the float U-Net, its two 1-bit twins, and their rivals."""
-    width, narrow = study.profile.unet_width, runs(study)
+    width, narrow, rounded = study.profile.unet_width, runs(study), four_bit(study)
     return {f"float, width {width}": _seeds(study, "fp16"),
             f"1 bit (strict), width {width}": _seeds(study, "strict-1bit"),
             f"1 bit (plain), width {width}": plain(study),
-            f"float, width {narrow[0].width}": narrow,
-            **{f"{BITS} bits, width {rounded[0].width}": rounded for rounded in four_bit(study)}}
+            f"float, width {narrow[0].width}": narrow, f"{BITS} bits, width {rounded[0].width}": rounded}
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
@@ -114,29 +111,29 @@ def table(study: "Study") -> "pd.DataFrame":
 
 
 def pairs(frame: "pd.DataFrame") -> list[tuple[str, str]]:
-    """1-bit networks of `table`, each with its rivals: of every number of bits the largest that is no larger."""
-    networks = frame.groupby("network", sort=False)[["bits", "bytes"]].first()
-    found = []
-    for network, size in networks[networks.bits == 1].bytes.items():
-        smaller = networks[(networks.bytes <= size) & (networks.index != network)]
-        found += [(network, rival) for rival in smaller.groupby("bits").bytes.idxmax()]
-    return found
+    """Every 1-bit network of `table` with each network of more bits but the wide one, and the two 1-bit networks with
+    each other."""
+    _, *names = frame.network.unique()
+    bits = frame.groupby("network").bits.first()
+    one_bit = [name for name in names if bits[name] == 1]
+    return [*product(one_bit, [name for name in names if bits[name] > 1]), *combinations(one_bit, 2)]
 
 
 def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Every measure of `table`, of 1-bit networks over their rivals (`pairs`): ratio and interval, paired by seed."""
+    """Every measure of `table`, of 1-bit networks over their rivals (`pairs`): ratio and interval, paired by seed;
+    `bytes`: the ratio of the files' sizes."""
     import pandas as pd
 
     from ..metrics import geometric_over_seeds
 
-    rows = []
+    rows, size = [], frame.groupby("network").bytes.first()
     for (network, rival), measure in product(pairs(frame), ("loss", *MEASURES)):
         by_seed = frame.pivot(index="seed", columns="network", values=measure)
         if by_seed[rival].isna().all():
             continue
         found = geometric_over_seeds(by_seed[network] / by_seed[rival], f"{measure}, {network} over {rival}")
-        rows.append({"network": network, "rival": rival, "measure": measure, "ratio": found.value, "low": found.low,
-                     "high": found.high, "seeds": found.n})
+        rows.append({"network": network, "rival": rival, "bytes": size[network] / size[rival], "measure": measure,
+                     "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)
 
 

@@ -158,6 +158,11 @@ class Study:
                 + [self.control("smooth", level) for level in SMOOTH_LEVELS])
 
     @property
+    def noisy_copies(self) -> list[Control]:
+        """Training images with noise: does what tells copies from unseen images still do so?"""
+        return [self.control("noisy-copies", level) for level in NOISE_LEVELS]
+
+    @property
     def arms(self) -> list[Run]:
         """The runs that notebooks 03 to 05 measure: all on ten classes, and the memorizer."""
         return [*self.ten_class, self.memorizer]
@@ -221,6 +226,8 @@ class Study:
         for control in self.controls:
             for family in ("headline", *FAMILIES):
                 yield self._measuring(family, control)
+        for control in self.noisy_copies:
+            yield self._measuring("memorization", control)
         for control in [control for subset in SUBSETS[1:] for control in self.subset_controls(subset)]:
             yield self._measuring("subset", control)
         for run in self.all_runs:
