@@ -881,7 +881,8 @@ def test_a_recipe_that_leaves_no_layer_between_the_ends_says_so():
 
 
 def test_the_time_mlp_of_a_diffusers_transformer_stays_float():
-    block = nn.ModuleDict({"timestep_embedder": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "to_q": nn.Linear(4, 4)})
+    block = nn.ModuleDict({"timestep_embedder": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
+                           "to_q": nn.Linear(4, 4)})
     model = nn.ModuleDict({"first": nn.Linear(4, 4), "block": block, "last": nn.Linear(4, 4)})
     audit = {layer.name: layer.weight_bits for layer in quantize(model, "binarydm-base-w1a32").layers}
     assert audit["block.timestep_embedder.0"] == 32 and audit["block.to_q"] == 1
