@@ -60,12 +60,12 @@ def test_the_narrow_network_is_the_widest_whose_file_takes_no_more_bytes_than_th
 
 
 @pytest.mark.parametrize(("profile", "dataset"), [("smoke", "digits"), ("laptop", "mnist"), ("laptop", "digits")])
-def test_the_four_bit_network_is_the_widest_whose_file_takes_no_more_bytes_than_the_strict_one(profile, dataset):
+def test_four_bit_networks_are_the_widest_whose_files_take_no_more_bytes_than_the_1_bit_ones(profile, dataset):
     study = Study.named(profile, dataset)
-    width = study.profile.four_bit_width
-    allowed = _packed_bytes(study, study.profile.unet_width, "strict-1bit")
-    sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", 4)) for wide in (width, width + 1)]
-    assert sizes[0] <= allowed < sizes[1]
+    for recipe, width in zip(("strict-1bit", narrow.PLAIN), study.profile.four_bit_widths, strict=True):
+        allowed = _packed_bytes(study, study.profile.unet_width, recipe)
+        sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", 4)) for wide in (width, width + 1)]
+        assert sizes[0] <= allowed < sizes[1], recipe
 
 
 def _packed_bytes(study, width, recipe):
@@ -77,13 +77,15 @@ def _packed_bytes(study, width, recipe):
     return file_bytes(run, model.eval())["packed_bytes"]
 
 
-def test_the_narrow_network_differs_from_the_float_one_in_its_width_alone():
+def test_the_narrow_networks_differ_from_the_float_one_in_their_width_alone():
     laptop = Study.named("laptop", "mnist")
-    float_one, strict, plain, narrow_one, four_bit = narrow.arms(laptop).values()
-    assert [replace(run, width=laptop.profile.unet_width) for run in narrow_one] == float_one == laptop.unet()[:3]
-    for one_bit, recipe in ((strict, "strict-1bit"), (plain, "binarydm-base-w1a32")):
-        assert one_bit == [replace(run, recipe=recipe) for run in float_one]
-    assert [run.trained for run in four_bit] == [replace(run, width=10) for run in float_one]
+    float_one, strict, plain, narrow_one, *four_bit = narrow.arms(laptop).values()
+    assert float_one == laptop.unet()[:3] and len(plain) == len(four_bit[1]) == laptop.profile.plain_seeds
+    assert narrow_one == [replace(run, width=5) for run in float_one]
+    assert strict == [replace(run, recipe="strict-1bit") for run in float_one]
+    assert plain == [replace(run, recipe="binarydm-base-w1a32") for run in float_one[: len(plain)]]
+    for rounded, width in zip(four_bit, (10, 8), strict=True):
+        assert [run.trained for run in rounded] == [replace(run, width=width) for run in float_one[: len(rounded)]]
 
 
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
@@ -105,10 +107,17 @@ def _networks(sizes, **measured):
                          for name, (bits, size) in sizes.items() for seed in (0, 1)])
 
 
-def test_rivals_are_all_networks_but_the_wide_one_and_each_pair_once():
-    frame = _networks({"wide": (16, 900), "strict": (1, 100), "plain": (1, 80), "float": (16, 90), "four": (4, 100)})
-    assert narrow.pairs(frame) == [("strict", "float"), ("strict", "four"), ("plain", "float"), ("plain", "four"),
-                                   ("strict", "plain")]
+def test_rivals_are_the_largest_networks_of_no_more_bytes():
+    frame = _networks({"wide": (16, 900), "strict": (1, 100), "plain": (1, 80), "float": (16, 90), "four": (4, 100),
+                       "small": (4, 70), "large": (4, 101)})
+    assert narrow.pairs(frame) == [("strict", "plain"), ("strict", "four"), ("strict", "float"), ("plain", "small")]
+
+
+def test_of_networks_with_unequal_seeds_the_common_ones_are_compared():
+    frame = _networks({"wide": (16, 900), "one": (1, 100), "four": (4, 95)}, one=(4.0, 9.0), four=(2.0, 3.0))
+    more = frame[frame.network == "one"].assign(seed=[2, 3], frechet=1e6)
+    found = narrow.ratios(pd.concat([frame, more])).set_index("measure").loc["frechet"]
+    assert found.seeds == 2 and found.ratio == pytest.approx(math.sqrt(6))
 
 
 def test_ratios_at_equal_bytes_are_paired_by_seed():

@@ -1,10 +1,10 @@
-"""Two 1-bit networks and their fair rivals: of about as many bytes, the same U-Net at fewer channels, in half precision
-or in four bits."""
+"""Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
+four bits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,7 @@ MEASURES = {
     "panel_agreement_noised": ("legibility", "panel_agreement", True),
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
-BITS = 4  # of the other rival: float while it trains, then rounded on data
+BITS = 4  # of the other rivals: float while they train, then rounded on data
 PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
 
 
@@ -37,15 +37,18 @@ def runs(study: "Study") -> list[Run]:
     return _of_width(study, study.profile.narrow_width)
 
 
-def four_bit(study: "Study") -> list[Run]:
-    """The float U-Net at the profile's `four_bit_width`, rounded to BITS on data once it is trained (`fitted.py`)."""
+def four_bit(study: "Study") -> list[list[Run]]:
+    """The float U-Net at the profile's `four_bit_widths`, rounded to BITS on data once it is trained (`fitted.py`): the
+    rivals of the strictly 1-bit network and of the plain one."""
     recipe = fitted.recipe("calibrated", BITS)
-    return [replace(run, recipe=recipe) for run in _of_width(study, study.profile.four_bit_width)]
+    wide, less = ([replace(run, recipe=recipe) for run in _of_width(study, width)]
+                  for width in study.profile.four_bit_widths)
+    return [wide, less[: study.profile.plain_seeds]]
 
 
 def plain(study: "Study") -> list[Run]:
     """The 1-bit U-Net by the plain rule of notebook 07, trained as the strictly 1-bit one is: from nothing, as long."""
-    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")]
+    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")[: study.profile.plain_seeds]]
 
 
 def _of_width(study: "Study", width: int) -> list[Run]:
@@ -57,12 +60,13 @@ def _seeds(study: "Study", recipe: str) -> list[Run]:
 
 
 def arms(study: "Study") -> dict[str, list[Run]]:
-    """What is compared, by name, at the same seeds: the float U-Net, its two 1-bit twins, and their rivals."""
-    width, narrow, rounded = study.profile.unet_width, runs(study), four_bit(study)
+    """What is compared, by name, at the same first seeds: the float U-Net, its two 1-bit twins, and their rivals."""
+    width, narrow = study.profile.unet_width, runs(study)
     return {f"float, width {width}": _seeds(study, "fp16"),
             f"1 bit (strict), width {width}": _seeds(study, "strict-1bit"),
             f"1 bit (plain), width {width}": plain(study),
-            f"float, width {narrow[0].width}": narrow, f"{BITS} bits, width {rounded[0].width}": rounded}
+            f"float, width {narrow[0].width}": narrow,
+            **{f"{BITS} bits, width {rounded[0].width}": rounded for rounded in four_bit(study)}}
 
 
 def jobs(study: "Study") -> Iterator["Job"]:
@@ -111,12 +115,13 @@ def table(study: "Study") -> "pd.DataFrame":
 
 
 def pairs(frame: "pd.DataFrame") -> list[tuple[str, str]]:
-    """Every 1-bit network of `table` with each network of more bits but the wide one, and the two 1-bit networks with
-    each other."""
-    _, *names = frame.network.unique()
-    bits = frame.groupby("network").bits.first()
-    one_bit = [name for name in names if bits[name] == 1]
-    return [*product(one_bit, [name for name in names if bits[name] > 1]), *combinations(one_bit, 2)]
+    """1-bit networks of `table`, each with its rivals: of every number of bits the largest that is no larger."""
+    networks = frame.groupby("network", sort=False)[["bits", "bytes"]].first()
+    found = []
+    for network, size in networks[networks.bits == 1].bytes.items():
+        smaller = networks[(networks.bytes <= size) & (networks.index != network)]
+        found += [(network, rival) for rival in smaller.groupby("bits").bytes.idxmax()]
+    return found
 
 
 def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -131,7 +136,8 @@ def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
         by_seed = frame.pivot(index="seed", columns="network", values=measure)
         if by_seed[rival].isna().all():
             continue
-        found = geometric_over_seeds(by_seed[network] / by_seed[rival], f"{measure}, {network} over {rival}")
+        ratio = (by_seed[network] / by_seed[rival]).dropna()
+        found = geometric_over_seeds(ratio, f"{measure}, {network} over {rival}")
         rows.append({"network": network, "rival": rival, "bytes": size[network] / size[rival], "measure": measure,
                      "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)

@@ -30,7 +30,8 @@ class Profile:
     scarce           the trainings on few images of `scarce.py`: images, steps, and number of seeds; scarce_batch:
                      images per step
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`);
-                     four_bit_width: of the one that takes no more at four bits
+                     four_bit_widths: of those that take no more at four bits than the two 1-bit ones
+    plain_seeds      seeds of the second of these two, and of its rival
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       of notebook 07's grid: steps; up to which priority its rows are trained, seed by seed (`rows`); and
@@ -42,7 +43,7 @@ class Profile:
     resunet_width: int
     unet_width: int
     narrow_width: int
-    four_bit_width: int
+    four_bit_widths: tuple[int, int]
     resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
@@ -66,6 +67,7 @@ class Profile:
     ablation_steps: int
     ablation_rows: tuple[int, ...]
     ablation_renormed: int = 7
+    plain_seeds: int = 3
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     fine_steps: int = 200  # a stride of 5 timesteps: the finer of those that BiDM's samplers take
@@ -83,7 +85,7 @@ PUBLISHED = {"lr": 1e-3}  # Adam, constant rate, no averaging
 PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
-        name="smoke", resunet_width=4, unet_width=4, narrow_width=2, four_bit_width=3,
+        name="smoke", resunet_width=4, unet_width=4, narrow_width=2, four_bit_widths=(3, 2),
         resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), headline_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
@@ -96,18 +98,18 @@ PROFILES = {
     ),
     # a reader without a GPU
     "laptop": Profile(
-        name="laptop", resunet_width=16, unet_width=16, narrow_width=5, four_bit_width=10,
+        name="laptop", resunet_width=16, unet_width=16, narrow_width=5, four_bit_widths=(10, 8),
         resunet_epochs=(20, 20, 20), unet_steps=6_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
         walk_pairs=20, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_rows=(6, 4, 1),
+        ablation_steps=2_000, ablation_rows=(6, 4, 1), plain_seeds=2,
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
-        name="paper", resunet_width=64, unet_width=32, narrow_width=9, four_bit_width=18,
+        name="paper", resunet_width=64, unet_width=32, narrow_width=9, four_bit_widths=(18, 16),
         resunet_epochs=(20, 20, 20), unet_steps=30_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
@@ -122,7 +124,7 @@ PROFILES = {
 DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epochs are few steps
     "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
-        "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "four_bit_width": 5,
+        "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "four_bit_widths": (5, 4),
         "batch": 64, "resunet_epochs": (30, 45, 60),
         "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
