@@ -160,6 +160,13 @@ def test_a_swapped_transposed_convolution_takes_an_output_size():
         layer(x, output_size=[12, 12])
 
 
+@pytest.mark.parametrize("size", [[10, 10], [2, 10, 10]])
+def test_the_output_size_of_an_image_without_a_batch_may_name_its_channels(size):
+    plain = nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1)
+    layer, x = one_layer(plain), torch.randn(2, 5, 5)
+    assert layer(x, output_size=size).shape == plain(x, output_size=size).shape == (2, 10, 10)
+
+
 def test_swapping_keeps_parameters_their_names_and_float_checkpoints():
     plain, model = nets.build("unet", 4), nets.build("unet", 4)
     before = {name: id(p) for name, p in model.named_parameters()}

@@ -439,6 +439,12 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path, images):
         run(tmp_path, images, replace(SETTINGS, batch=512))
 
 
+def test_a_network_that_nothing_can_train_is_refused_before_the_first_step(images, tmp_path):
+    with pytest.raises(ValueError, match=r"no parameter of this UNet wants a gradient.*requires_grad_\(True\)"):
+        run(tmp_path, images, model=new_model().requires_grad_(False))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("field", "value", "valid"), [("decay", "linear", "cosine"), ("precision", "int8", "bfloat16")]
 )

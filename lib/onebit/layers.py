@@ -84,6 +84,12 @@ class QuantConvTranspose2d(Quantized, nn.ConvTranspose2d):
 
     image_dims = 3
 
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As the float layer's, which lets the size of an output without a batch begin with its channels."""
+        if input.ndim == self.image_dims and output_size is not None:
+            output_size = output_size[-2:]
+        return super().forward(input, output_size)
+
     def linear_map(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, output_size: list[int] | None = None
     ) -> Tensor:

@@ -114,9 +114,9 @@ def train(
     Shapes    images (N, C, H, W) uint8.
     Returns   step count, seconds, images per second, peak memory in MiB, precision and device, for the manifest.
     Raises    ValueError for images that are not uint8 (N, C, H, W) or fewer than one batch, a network whose state is
-              not all tensors, or for a checkpoint of other settings, another network, recipe or objective, or other
-              images; Diverged at the first step whose loss is not finite, or where the last one's weights are not, with
-              the last checkpoint kept.
+              not all tensors or of which no parameter wants a gradient, or for a checkpoint of other settings, another
+              network, recipe or objective, or other images; Diverged at the first step whose loss is not finite, or
+              where the last one's weights are not, with the last checkpoint kept.
     """
     _check_images(images, settings.batch)
     folder = Path(folder)
@@ -177,6 +177,9 @@ def _check_images(images: Tensor, batch: int) -> None:
 def _began(model: nn.Module, images: Tensor, settings: Settings, objective: Loss | None) -> State:
     """A run before its first step, the model where it will be trained."""
     tensors_alone(model)  # files hold nothing else, and are written when it has been trained
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"no parameter of this {type(model).__name__} wants a gradient, so there is nothing to train: "
+                         "model.requires_grad_(True)")
     model.to(device(), memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     average = [p.detach().clone() for p in model.parameters()] if settings.ema else []
