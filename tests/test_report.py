@@ -205,3 +205,9 @@ def test_a_table_of_arms_of_unequal_seeds_says_from_how_many_to_how_many(home):
     more = [*RUNS, replace(RUNS[0], recipe="strict-1bit", seed=7)]
     path = Report("02", Study.named("laptop", "mnist")).table(pd.DataFrame({"a": [1]}), "demo", "One.", more)
     assert "mnist · laptop · 1 to 2 seeds" in path.with_suffix(".md").read_text()
+
+
+def test_students_of_teachers_of_several_seeds_are_one_arm(home):
+    students = [replace(RUNS[0], seed=seed, teacher=replace(RUNS[0], recipe="fp16", seed=seed)) for seed in (0, 1)]
+    path = Report("02", Study.named("laptop", "mnist")).table(pd.DataFrame({"a": [1]}), "demo", "One.", students)
+    assert "mnist · laptop · 2 seeds" in path.with_suffix(".md").read_text()

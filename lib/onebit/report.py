@@ -164,7 +164,7 @@ class Report:
         return self.folder / f"{self.notebook}_{name}"
 
     def _stamp(self, runs: list[Run]) -> str:
-        seeds = Counter(replace(run, seed=0) for run in dict.fromkeys(runs)).values()  # of each arm
+        seeds = Counter(map(_arm, dict.fromkeys(runs))).values()  # of each arm
         least = f"{min(seeds)} to " if len({*seeds}) > 1 else ""
         counted = f" · {least}{max(seeds)} seed{'s' if max(seeds) != 1 else ''}" if runs else ""
         return f"{self.study.dataset} · {self.study.profile.name}{counted} · onebit {__version__}"
@@ -177,3 +177,8 @@ class Report:
             "profile": self.study.profile.name, "runs": sorted({training_entry(run).name for run in runs}),
             "version": __version__, "library": library_fingerprint(),
         })
+
+
+def _arm(run: Run) -> Run:
+    """The run without its seed, and its teacher without its own."""
+    return replace(run, seed=0, teacher=run.teacher and _arm(run.teacher))
