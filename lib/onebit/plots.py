@@ -146,7 +146,7 @@ def dots(frame: pd.DataFrame, column: str, label: str, intervals: pd.DataFrame) 
 
 def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
     """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and their labels,
-    the best first: see `name_points`."""
+    the best first, if they have any: see `name_points`."""
     for (net, part), marker in zip(frame.groupby("net"), cycle("so^"), strict=False):
         ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
     line = frame[best].sort_values(cost)
@@ -156,7 +156,7 @@ def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray,
         ticks("{x:,.0f}")
     ax.tick_params(axis="x", which="both", labelsize=6)
     ax.margins(x=0.2)
-    ordered = pd.concat([frame[best], frame[~best]])
+    ordered = pd.concat([frame[best], frame[~best]]).dropna(subset="label")
     name_points(ax, ordered[cost] * factor, ordered[quality], ordered.label)
 
 
