@@ -242,6 +242,18 @@ def test_paths_of_the_calibrators_read_as_fading_and_as_moving(protocol):
     assert torch.equal(frames[:, 0], results.samples(TINY, SampleSpec("ddim", 4, 8))[0::2])
 
 
+def test_walks_of_renormed_networks_end_at_their_samples_and_keep_the_classes_of_both_ends(protocol):
+    walk = Walk(TINY, 4, 9, steps=4, reestimated=True)
+    ends = walk.images()[:, [0, -1]]
+    drawn = results.samples(TINY, SampleSpec("ddim", 4, 8, reestimated=True))
+    assert torch.equal(ends.flatten(0, 1), drawn)
+    assert not torch.equal(ends, Walk(TINY, 4, 9, steps=4).images()[:, [0, -1]])
+    found = evaluate("crossing", walk, protocol)
+    judged = look(judging.judge(protocol.judge), drawn)[1].argmax(1).reshape(4, 2)
+    assert np.array_equal(found.arrays["ends"], judged.numpy())
+    assert found.estimates == evaluate("walking", walk, protocol).estimates
+
+
 def test_a_measured_family_needs_no_data_the_second_time(protocol, monkeypatch):
     first = evaluate("memorization", control("held-out"), protocol)
 

@@ -169,7 +169,7 @@ def _evaluation(spec: dict) -> tuple[Group, float]:
 
 def _network_family(family: str, source: dict) -> tuple[Group, float]:
     run = run_of(source["run"])
-    if family in ("walking", "calibrator"):
+    if family in ("walking", "crossing", "calibrator"):
         frames = source["frames"] if source["path"] == "latent" else 2
         images = source["pairs"] * frames
         return ("evaluation", "passes", family, source["path"]), images * source["steps"] * _forward(run)

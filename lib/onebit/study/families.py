@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import data, metrics
@@ -29,6 +30,7 @@ MANIFOLD_DRAW = 2  # real images drawn anew, apart from those of the other dista
 FRECHET_LEAST = 140  # images whose 128 features, a twentieth left out, still have a covariance
 FRECHET_SIZES = 6  # sample sizes of the bias curve
 STRIPS, STRIP = 6, 40  # walks kept as pictures; frames of each
+CROSSINGS, CROSSING = 12, 9  # the same of those that are chosen by their ends
 
 
 def headline(source: Source, protocol: Protocol, wait: bool) -> Measured:
@@ -220,10 +222,28 @@ def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
     """What a path between two images looks like on its way: one number per path, and some paths to show."""
     frames = walk.images(wait)
     found = _on_the_way(walk, frames)
-    labels = np.stack([look(judging.judge(protocol.judge, wait), path)[1].numpy().argmax(1) for path in frames])
-    shown = np.linspace(0, walk.frames - 1, min(STRIP, walk.frames)).round().astype(int)
-    pictures = {"labels": labels.astype(np.uint8), "strips": frames[:STRIPS, shown].numpy()}
+    pictures = {"labels": _classes(frames, protocol, wait), "strips": _shown(frames, STRIPS, STRIP)}
     return Measured(found.estimates, found.arrays | pictures)
+
+
+def crossing(walk: Walk, protocol: Protocol, wait: bool) -> Measured:
+    """The numbers of `walking`, and the classes of both ends: of paths that are chosen by what lies at their ends."""
+    frames = walk.images(wait)
+    found = _on_the_way(walk, frames)
+    pictures = {"ends": _classes(frames[:, [0, -1]], protocol, wait), "strips": _shown(frames, CROSSINGS, CROSSING)}
+    return Measured(found.estimates, found.arrays | pictures)
+
+
+def _shown(frames: Tensor, walks: int, each: int) -> NDArray:
+    """So many of the first walks, and of each so many frames from its first to its last."""
+    last = frames.shape[1] - 1
+    return frames[:walks, np.linspace(0, last, min(each, last + 1)).round().astype(int)].numpy()
+
+
+def _classes(frames: Tensor, protocol: Protocol, wait: bool) -> NDArray:
+    """What the judge takes every frame for, uint8 (paths, frames)."""
+    judge = judging.judge(protocol.judge, wait)
+    return np.stack([look(judge, path)[1].numpy().argmax(1) for path in frames]).astype(np.uint8)
 
 
 def calibrator(walk: Walk, protocol: Protocol, wait: bool) -> Measured:

@@ -13,7 +13,8 @@ from .study import Job
 
 OF_THE_IMAGES = ("packing", "copying")  # families that no judge looks at
 # families that need the weights, and no samples
-OF_THE_NETWORK = ("overfitting", "denoising", "handover", "walking", "calibrator", "activity", "mimicry")
+OF_THE_NETWORK = ("overfitting", "denoising", "handover", "walking", "crossing", "calibrator", "activity",
+                  "mimicry")
 
 
 def prerequisites(jobs: Iterable[Job]) -> dict[str, tuple[str, ...]]:
@@ -79,7 +80,7 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
         yield from _trainings(source["run"])
         if family == "mimicry":
             yield from _trainings(source["run"].get("teacher"))
-        if family in ("walking", "handover"):
+        if family in ("walking", "crossing", "handover"):
             yield judging.judge_entry(protocol.judge)
         return
     if "run" in source:

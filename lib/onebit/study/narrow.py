@@ -41,14 +41,12 @@ def four_bit(study: "Study") -> list[list[Run]]:
     """The float U-Net at the profile's `four_bit_widths`, rounded to BITS on data once it is trained (`fitted.py`): the
     rivals of the strictly 1-bit network and of the plain one."""
     recipe = fitted.recipe("calibrated", BITS)
-    wide, less = ([replace(run, recipe=recipe) for run in _of_width(study, width)]
-                  for width in study.profile.four_bit_widths)
-    return [wide, less[: study.profile.plain_seeds]]
+    return [[replace(run, recipe=recipe) for run in _of_width(study, width)] for width in study.profile.four_bit_widths]
 
 
 def plain(study: "Study") -> list[Run]:
     """The 1-bit U-Net by the plain rule of notebook 07, trained as the strictly 1-bit one is: from nothing, as long."""
-    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")[: study.profile.plain_seeds]]
+    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")]
 
 
 def _of_width(study: "Study", width: int) -> list[Run]:

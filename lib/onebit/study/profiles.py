@@ -25,13 +25,13 @@ class Profile:
     grid_steps       steps of the published ancestral sampler, in the picture grids and among the samplers compared
     train_limit      training images that samples are compared with (0: all of them)
     few              training images of the positive control of memorization
-    walk_*           pairs of latents, and frames between each pair, of the interpolation study
+    walk_*           pairs of latents, and frames between each pair, of the interpolation study; matched_*: of those of
+                     its walks of which only pairs with the same classes at both ends count (`matched.py`)
     solver_*         samples and numbers of steps at which samplers are compared; ancestral_steps: of the published one
     scarce           the trainings on few images of `scarce.py`: images, steps, and number of seeds; scarce_batch:
                      images per step
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`);
                      four_bit_widths: of those that take no more at four bits than the two 1-bit ones
-    plain_seeds      seeds of the second of these two, and of its rival
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       of notebook 07's grid: steps; up to which priority its rows are trained, seed by seed (`rows`); and
@@ -62,12 +62,13 @@ class Profile:
     scarce_batch: int
     walk_pairs: int
     walk_frames: int
+    matched_pairs: int
+    matched_frames: int
     solver_samples: int
     solver_steps: tuple[int, ...]
     ablation_steps: int
     ablation_rows: tuple[int, ...]
     ablation_renormed: int = 7
-    plain_seeds: int = 3
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     fine_steps: int = 200  # a stride of 5 timesteps: the finer of those that BiDM's samplers take
@@ -90,7 +91,7 @@ PROFILES = {
         unet_seeds=(0, 1), headline_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
-        walk_pairs=4, walk_frames=9, solver_samples=150, solver_steps=(2, 5),
+        walk_pairs=4, walk_frames=9, matched_pairs=4, matched_frames=5, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,), fine_steps=20,
         ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
         fitted_bits=(1, 2),
@@ -104,8 +105,9 @@ PROFILES = {
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
-        walk_pairs=20, walk_frames=120, solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_rows=(6, 4, 1), plain_seeds=2,
+        walk_pairs=20, walk_frames=120, matched_pairs=60, matched_frames=40,
+        solver_samples=500, solver_steps=(5, 10, 20, 50),
+        ablation_steps=2_000, ablation_rows=(6, 4, 1),
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -116,7 +118,8 @@ PROFILES = {
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
         few=200, scarce=((100, 10_000, 3), (100, 40_000, 3), (1_000, 10_000, 3), (1_000, 40_000, 3)),
         scarce_batch=64,
-        walk_pairs=100, walk_frames=120, solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
+        walk_pairs=100, walk_frames=120, matched_pairs=300, matched_frames=40,
+        solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
         ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
         subset_samples=2_000,
     ),
@@ -129,8 +132,8 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
         "few": 64, "scarce": ((32, 400, 2), (32, 1_600, 2), (128, 400, 2), (512, 400, 2)), "scarce_batch": 32,
-        "walk_pairs": 12,
-        "walk_frames": 40, "unet_seeds": (0, 1), "headline_seeds": (0, 1), "resunet_seeds": (0, 1),
+        "walk_pairs": 12, "walk_frames": 40, "matched_pairs": 36, "matched_frames": 20,
+        "unet_seeds": (0, 1), "headline_seeds": (0, 1), "resunet_seeds": (0, 1),
         "solver_samples": 200, "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
         "subset_samples": 200, "ablation_steps": 100, "ablation_rows": (3, 1),
         "fitted_bits": (1, 2, 4),

@@ -165,6 +165,7 @@ class Walk:
 
     path    "latent": deterministic sampling along great circles between pairs of latents, the same for all runs;
             "cross-fade": pixel blends of the ends; "transport": ink moved along straight lines
+    reestimated    batch-norm statistics estimated anew, instead of those that training ended with
     """
 
     run: Run
@@ -173,6 +174,7 @@ class Walk:
     steps: int = 50
     seed: int = 0
     path: str = "latent"
+    reestimated: bool = False
 
     def __post_init__(self):
         if self.path not in PATHS:
@@ -188,14 +190,16 @@ class Walk:
 
     @property
     def spec(self) -> dict:
-        return asdict(self) | {"run": self.run.spec}
+        """What results are keyed by; without `reestimated` it reads as it did before there was any."""
+        spec = {name: value for name, value in asdict(self).items() if name != "reestimated" or value}
+        return spec | {"run": self.run.spec}
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (pairs, frames, 1, H, W)."""
         from .. import interpolation
 
         shape, frames = data.image_shape(self.run.dataset), self.frames if self.path == "latent" else 2
-        model = results.weights(self.run, wait=wait)
+        model = results.weights(self.run, wait=wait, reestimated=self.reestimated)
         walked = interpolation.walk(model, self.pairs, frames, shape=shape, steps=self.steps, seed=self.seed)
         if self.path == "latent":
             return walked

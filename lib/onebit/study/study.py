@@ -6,7 +6,19 @@ from functools import partial
 
 from .. import data
 from ..errors import unknown
-from . import ablations, agreement, evaluation, fitted, judging, narrow, published, results, scarce, timings
+from . import (
+    ablations,
+    agreement,
+    evaluation,
+    fitted,
+    judging,
+    matched,
+    narrow,
+    published,
+    results,
+    scarce,
+    timings,
+)
 from .cache import Entry
 from .evaluation import Measured, Protocol
 from .judging import JudgeSpec
@@ -247,6 +259,7 @@ class Study:
         yield from scarce.jobs(self)
         yield from fitted.jobs(self)
         yield from agreement.jobs(self)
+        yield from matched.jobs(self)
         yield from timings.jobs(self)
 
     def _run_jobs(self, run: Run) -> Iterator[Job]:
