@@ -135,6 +135,19 @@ def test_ratios_at_equal_bytes_are_paired_by_seed():
     assert math.log(found.high["frechet"]) == pytest.approx(half, rel=1e-6)
 
 
+def test_q_allows_for_the_number_of_ratios_that_scatter():
+    """t = mean / (deviation / sqrt(2)) of two logarithms; with one degree of freedom p = 1 - 2 atan(t) / pi."""
+    frame = _networks({"one": (1, 100), "four": (4, 95)}, one=(2.0, 8.0), four=(1.0, 2.0))
+    frame["kid"] = [3.0, 4.0, 1.0, 1.0]
+    found = narrow.ratios(frame).set_index("measure").q
+    p = {}
+    for measure, (a, b) in {"frechet": np.log([2, 4]), "kid": np.log([3, 4])}.items():
+        p[measure] = 1 - 2 * math.atan((a + b) / abs(a - b)) / math.pi
+    assert found["kid"] == pytest.approx(2 * p["kid"]) and p["kid"] < p["frechet"]
+    assert found["frechet"] == pytest.approx(p["frechet"])  # the larger of two is not raised
+    assert found.drop(["frechet", "kid"]).isna().all()
+
+
 def test_loss_ratios_are_geometric_means_of_pairs():
     losses = {(0, "strict-1bit"): [2.0, 8.0], (0, "fp16"): [1.0, 1.0], (1, "strict-1bit"): [1.0, 2.0],
               (1, "fp16"): [2.0, 1.0]}

@@ -124,8 +124,10 @@ def pairs(frame: "pd.DataFrame") -> list[tuple[str, str]]:
 
 def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Every measure of `table`, of 1-bit networks over their rivals (`pairs`): ratio and interval, paired by seed;
-    `bytes`: the ratio of the files' sizes."""
+    `bytes`: the ratio of the files' sizes; q: the p-value of a ratio of 1, by Student's t of the logarithms, with the
+    number of ratios allowed for (Benjamini and Hochberg), not a number where the seeds do not scatter."""
     import pandas as pd
+    from scipy.stats import false_discovery_control
 
     from ..metrics import geometric_over_seeds
 
@@ -137,8 +139,21 @@ def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
         ratio = (by_seed[network] / by_seed[rival]).dropna()
         found = geometric_over_seeds(ratio, f"{measure}, {network} over {rival}")
         rows.append({"network": network, "rival": rival, "bytes": size[network] / size[rival], "measure": measure,
-                     "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
-    return pd.DataFrame(rows)
+                     "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n,
+                     "q": _p_of_one(np.log(ratio))})
+    frame = pd.DataFrame(rows)
+    known = frame.q.notna()
+    frame.loc[known, "q"] = false_discovery_control(frame.q[known]) if known.any() else np.nan
+    return frame
+
+
+def _p_of_one(logs: "pd.Series") -> float:
+    """Student's p-value of logarithms that are zero in the mean."""
+    if len(logs) < 2 or not logs.std():
+        return np.nan
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(logs, 0).pvalue)
 
 
 def loss_ratios(study: "Study") -> dict[int, float]:
