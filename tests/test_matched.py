@@ -1,5 +1,7 @@
 """Walks between the same digits: which pairs are kept, and the three scales, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,8 +45,10 @@ def test_pairs_with_the_same_classes_at_both_ends_are_kept_and_scales_divide_by_
 
     monkeypatch.setattr(Study, "evaluate", evaluate)
     monkeypatch.setattr(Study, "walkers", property(lambda _: [control, one_bit]))
+    study = replace(study, profile=replace(study.profile, walk_pairs=2))
     rows = matched.table(study).set_index("pairs")
-    assert rows.paths.to_dict() == {"all": 3, "matched": 2}
+    assert rows.paths.to_dict() == {"first": 2, "all": 3, "matched": 2}
+    assert rows.loc["first", "1 bit, the residual itself"] == pytest.approx(0.4)
     assert rows.loc["all", "16 bit, the residual itself"] == pytest.approx(0.5)
     kept = rows.loc["matched"]
     assert kept["the residual itself"] == pytest.approx(0.2 - 0.3)
@@ -61,4 +65,4 @@ def test_a_network_without_a_matched_pair_has_no_such_row(study, monkeypatch):
 
     monkeypatch.setattr(Study, "evaluate", evaluate)
     monkeypatch.setattr(Study, "walkers", property(lambda _: [control, one_bit]))
-    assert matched.table(study).pairs.tolist() == ["all"]
+    assert matched.table(study).pairs.tolist() == ["first", "all"]

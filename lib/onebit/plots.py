@@ -33,6 +33,7 @@ COLOURS = {
 # for what is no recipe: rules, kinds of weights, samplers, judges; never two meanings for one colour
 OTHERS = ("#117a65", "#c0398b", "#8a7a1f", "#5d6d7e")
 
+NET_MARKS = {"resunet": ("s", "#4c72b0"), "unet": ("o", "#dd8452")}  # marker and colour where nets are told apart
 EDGES = (0.1, 12)  # of measured over published
 WIDE = 8  # a ratio from which a number at every tick of a log axis is too many
 HALO = withStroke(linewidth=2, foreground="white")  # of a name on a line
@@ -147,14 +148,15 @@ def dots(frame: pd.DataFrame, column: str, label: str, intervals: pd.DataFrame) 
 def costs(ax: Axes, frame: pd.DataFrame, cost: str, quality: str, best: NDArray, factor: float = 1.0) -> None:
     """Networks by cost and quality (log axes): a marker per net, a line along the `best` (booleans), and their labels,
     the best first, if they have any: see `name_points`."""
-    for (net, part), marker in zip(frame.groupby("net"), cycle("so^"), strict=False):
-        ax.plot(part[cost] * factor, part[quality], marker, ms=5, label=net)
+    for net, part in frame.groupby("net"):
+        marker, colour = NET_MARKS[net]
+        ax.plot(part[cost] * factor, part[quality], marker, ms=5, color=colour, label=net)
     line = frame[best].sort_values(cost)
     ax.step(line[cost] * factor, line[quality], where="post", color="0.8", lw=1, zorder=0)
     ax.set(xscale="log", yscale="log")
     for ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         ticks("{x:,.0f}")
-    ax.tick_params(axis="x", which="both", labelsize=6)
+    ax.tick_params(axis="x", which="both", labelsize=6, length=0, pad=4)
     ax.margins(x=0.2)
     ordered = pd.concat([frame[best], frame[~best]]).dropna(subset="label")
     name_points(ax, ordered[cost] * factor, ordered[quality], ordered.label)

@@ -41,9 +41,10 @@ def jobs(study: "Study") -> Iterator["Job"]:
 def table(study: "Study") -> "pd.DataFrame":
     """Both arms' residuals over all pairs of latents, and over those whose two ends are judged alike in both arms.
 
-    One row per 1-bit network and choice of pairs: net, recipe, seed, pairs ("all" or "matched"), how many, and for each
-    of SCALES the 16-bit paths, the 1-bit ones and their difference.  A scale divides by the mean residual of the morphs
-    (a cross-fade has none, so that 0 is a fade and 1 a morph).  Networks without a matched pair have no such row.
+    One row per 1-bit network and choice of pairs: net, recipe, seed, pairs ("first": those that `Study.walk` walks too,
+    "all" or "matched"), how many, and for each of SCALES the 16-bit paths, the 1-bit ones and their difference.  A
+    scale divides by the mean residual of the morphs (a cross-fade has none, so that 0 is a fade and 1 a morph).
+    Networks without a matched pair have no such row.
     """
     import pandas as pd
 
@@ -56,7 +57,8 @@ def table(study: "Study") -> "pd.DataFrame":
         control, one_bit = (study.evaluate("crossing", walk(study, arm)).arrays for arm in arms)
         morphs = [study.evaluate("calibrator", walk(study, arm, "transport")).arrays["fade_residual"] for arm in arms]
         alike = (control["ends"] == one_bit["ends"]).all(1)
-        for pairs, kept in {"all": np.ones_like(alike), "matched": alike}.items():
+        first = np.arange(len(alike)) < study.profile.walk_pairs
+        for pairs, kept in {"first": first, "all": first | True, "matched": alike}.items():
             if kept.any():
                 who = {"net": run.net, "recipe": run.recipe, "seed": run.seed, "pairs": pairs, "paths": int(kept.sum())}
                 paths = [arrays["fade_residual"][kept].mean() for arrays in (control, one_bit)]
