@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from onebit.connections import attach
 from onebit.quantizers.activations import (
     ACTIVATION_RULES,
     SILU_SHIFT,
@@ -762,6 +763,33 @@ def test_the_clock_reads_the_timestep_however_it_is_given(args, kwargs, want):
     clock = Clock()
     Net(clock)(gaussian(2, 1, 5, 5, dtype=torch.float32), *args, **kwargs)
     assert clock.timestep.tolist() == want
+
+
+@pytest.mark.parametrize("attached", ["rules", "connections"])
+def test_the_network_says_where_its_timestep_comes(attached):
+    """As a transformer's forward(hidden_states, encoder_hidden_states, timestep) of diffusers does."""
+
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+
+        def forward(self, hidden_states, encoder_hidden_states=None, timestep=None):
+            return self.layers(hidden_states)
+
+    net, x, context = Conditional(), torch.ones(2, 3, 4), torch.ones(2, 5, 4)
+    if attached == "rules":
+        quantize(net, "strict-1bit activations=sign")
+        clock = net.layers[1].activation.clock
+    else:
+        clock = attach(net, ("layers.1",)).clock
+    net(x, context, torch.tensor([3, 7]))
+    assert clock.timestep.tolist() == [3, 7]
+    assert copy.deepcopy(clock).timestep is None and copy.deepcopy(clock).place == 2
+    net(x, context)
+    assert clock.timestep is None
+    net(x, context, timestep=5)
+    assert clock.timestep.tolist() == [5]
 
 
 @pytest.mark.parametrize("second", [[torch.ones(2, 1, 3, 3)] * 2, {"h": torch.ones(2, 1, 3, 3)}, "text", [None]])

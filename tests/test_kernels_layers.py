@@ -85,6 +85,17 @@ def test_an_image_without_a_batch_is_a_batch_of_one(rule, name):
         assert torch.equal(packed(layer)(x[0]), packed(layer)(x)[0])
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 4), (0, 5, 4), (0, 4), (2, 0, 3, 4)])
+@pytest.mark.parametrize("outputs", ["", " outputs=rprelu"])
+def test_no_token_has_no_output(outputs, shape):
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    quantize(model, f"weights=xnor activations=xnor{outputs}")
+    layer = packed(model.eval()[1])
+    assert layer(torch.ones(shape)).shape == model[1](torch.ones(shape)).shape == shape
+    with pytest.raises(ValueError, match="needs inputs of 4 channels, got 5"):
+        layer(torch.ones(*shape[:-1], 5))
+
+
 @pytest.mark.parametrize("rule", ["lsq:4", "dorefa:3", "tdq:4", "insta:4", "sign"])
 @pytest.mark.parametrize("channels", [64, 13])
 def test_nan_is_nan_where_it_is_in_the_dense_layer_and_in_no_other_sample(rule, channels):

@@ -206,6 +206,18 @@ def test_a_loaded_network_is_frozen_like_any_other(how, tmp_path):
     torch.testing.assert_close(output(frozen(loaded)), output(loaded), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("how", "name"), [("strict-1bit", "mid.conv1"), ("binarydm-base-w1a32", "time_mlp.2"),
+                                          ("fp16", "conv_in")])
+def test_a_network_that_lost_a_bias_since_is_refused_before_it_is_written(how, name, tmp_path):
+    net = built(how=how)
+    layer = net.get_submodule(name)
+    assert layer.bias is not None
+    layer.bias = None
+    with pytest.raises(ValueError, match=rf"no more what nets\.build made: {name}\.bias is gone"):
+        save_packed(net, tmp_path / "net.packed")
+    assert not list(tmp_path.iterdir())
+
+
 def test_arguments_that_contradict_each_other_or_are_unknown(tmp_path):
     model, path = packed(tmp_path)
     with pytest.raises(ValueError, match="choose one"):

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 
-from onebit.metrics import Spread, common_spread, equal_spreads
+from onebit.metrics import Spread, common_spread, equal_spreads, spread_power
 
 RNG = np.random.default_rng
 
@@ -101,6 +102,25 @@ def test_rows_that_scatter_differently_are_told():
     logs[:, 0] *= 100
     assert equal_spreads(frame(logs)) < 1e-4
     assert math.isnan(equal_spreads(frame([[1.0, 2.0]])))
+
+
+def test_bartletts_power_is_that_of_its_formula():
+    """Two rows of two seeds: with r the ratio of variances T = (2 log((1 + r) / 2) - log r) / 1.5, which exceeds
+    chi2(1)'s 95th percentile outside of 1/b..b; r is F(1, 1) distributed, times 9 or 1/9, and P(F < x) is
+    2 atan(sqrt(x)) / pi."""
+    logs = frame([[1.0, 2.0], [3.0, 5.0]])
+    least = scipy.stats.chi2.ppf(0.95, 1)
+    edge = scipy.optimize.brentq(lambda r: (2 * math.log((1 + r) / 2) - math.log(r)) / 1.5 - least, 1, 1e6)
+    below = [2 * math.atan(math.sqrt(x / 9)) / math.pi for x in (1 / edge, edge)]
+    assert spread_power(logs, share=0.5) == pytest.approx(below[0] + 1 - below[1], abs=0.02)
+
+
+def test_bartletts_power_without_a_difference_is_the_tests_level_and_grows_with_it():
+    logs = frame([[1.0, 2.0, 3.0]] * 8)
+    found = [spread_power(logs, times) for times in (1, 3, 30)]
+    assert found[0] == pytest.approx(0.05, abs=0.02) and found[0] + 0.1 < found[1] < found[2] - 0.1
+    assert spread_power(logs, times=3, share=0.0) == found[0]
+    assert math.isnan(spread_power(frame([[1.0, 2.0]])))
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.inf])

@@ -88,10 +88,31 @@ def test_the_narrow_networks_differ_from_the_float_one_in_their_width_alone():
         assert [run.trained for run in rounded] == [replace(run, width=width) for run in float_one[: len(rounded)]]
 
 
+def test_the_plain_rule_is_taken_a_part_at_a_time():
+    """First the weight rule; then which layers are quantized, and how the ends are."""
+    laptop = Study.named("laptop", "mnist")
+    strict, scaled, plain = narrow.parts(laptop).values()
+    assert [len(strict), *map(len, narrow.arms(laptop).values())] == [3] * 7
+    assert scaled == [replace(run, recipe="strict-1bit weights=learned-scale") for run in strict]
+    a, b, c = (recipes.recipe(trained[0].recipe) for trained in (strict, scaled, plain))
+    assert a.weights != b.weights and replace(a, weights=b.weights) == b
+    assert b.weights == c.weights and replace(b, keep=c.keep, ends=c.ends) == c
+
+
+def test_networks_in_turn_are_compared_with_the_one_before():
+    frame = _networks({"strict": (1, 104), "scaled": (1, 104), "plain": (1, 79)}, strict=(4, 4), scaled=(2, 1))
+    assert narrow.in_turn(frame) == [("scaled", "strict"), ("plain", "scaled")]
+    found = narrow.ratios(frame, narrow.in_turn(frame)).set_index(["network", "measure"])
+    assert found.ratio["scaled", "frechet"] == pytest.approx(math.sqrt(1 / 8))
+    assert found.ratio["plain", "frechet"] == pytest.approx(math.sqrt(1 / 2))
+    assert found.bytes["plain", "kid"] == 79 / 104
+
+
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
     laptop = Study.named("laptop", "mnist")
     jobs = {job.entry.name for job in narrow.jobs(laptop)}
-    for run in (run for trained in list(narrow.arms(laptop).values())[1:] for run in trained):
+    measured = [*list(narrow.arms(laptop).values())[1:], *narrow.parts(laptop).values()]
+    for run in (run for trained in measured for run in trained):
         for source in (laptop.reestimated(run), laptop.stochastic(run)):
             assert results.samples_entry(run, source.request).name in jobs
             for family in ("headline", "divergence", "legibility"):
@@ -116,7 +137,7 @@ def test_rivals_are_the_largest_networks_of_no_more_bytes():
 def test_of_networks_with_unequal_seeds_the_common_ones_are_compared():
     frame = _networks({"wide": (16, 900), "one": (1, 100), "four": (4, 95)}, one=(4.0, 9.0), four=(2.0, 3.0))
     more = frame[frame.network == "one"].assign(seed=[2, 3], frechet=1e6)
-    found = narrow.ratios(pd.concat([frame, more])).set_index("measure").loc["frechet"]
+    found = narrow.ratios(pd.concat([frame, more]), [("one", "four")]).set_index("measure").loc["frechet"]
     assert found.seeds == 2 and found.ratio == pytest.approx(math.sqrt(6))
 
 
@@ -125,7 +146,7 @@ def test_ratios_at_equal_bytes_are_paired_by_seed():
     frame = _networks({"wide": (16, 900), "one": (1, 100), "narrow": (16, 90), "four": (4, 95)},
                       wide=(9, 9), one=(1, 200), narrow=(2, 100), four=(0.5, 100))
     frame.loc[frame.network == "four", "loss"] = math.nan
-    by_rival = narrow.ratios(frame).set_index(["network", "rival", "measure"]).loc["one"]
+    by_rival = narrow.ratios(frame, narrow.pairs(frame)).set_index(["network", "rival", "measure"]).loc["one"]
     assert list(by_rival.loc["four"].index) == list(narrow.MEASURES)
     assert by_rival.ratio["four", "frechet"] == pytest.approx(2) and by_rival.bytes["four", "frechet"] == 100 / 95
     found = by_rival.loc["narrow"]
@@ -139,7 +160,7 @@ def test_q_allows_for_the_number_of_ratios_that_scatter():
     """t = mean / (deviation / sqrt(2)) of two logarithms; with one degree of freedom p = 1 - 2 atan(t) / pi."""
     frame = _networks({"one": (1, 100), "four": (4, 95)}, one=(2.0, 8.0), four=(1.0, 2.0))
     frame["kid"] = [3.0, 4.0, 1.0, 1.0]
-    found = narrow.ratios(frame).set_index("measure").q
+    found = narrow.ratios(frame, narrow.pairs(frame)).set_index("measure").q
     p = {}
     for measure, (a, b) in {"frechet": np.log([2, 4]), "kid": np.log([3, 4])}.items():
         p[measure] = 1 - 2 * math.atan((a + b) / abs(a - b)) / math.pi

@@ -185,6 +185,7 @@ def attach(model: nn.Module, patterns: Iterable[str] = UP_BLOCKS, **options) -> 
 
 def install(model: nn.Module, connections: Connections) -> list[RemovableHandle]:
     """Put connections that were made for this model into it; the handles take their hooks away again."""
+    connections.clock = Clock(model)
     handles = [model.register_forward_pre_hook(_Begin(connections), with_kwargs=True)]
     for i, site in enumerate(connections.sites):
         handles.append(model.get_submodule(site).register_forward_hook(_Site(connections, i)))

@@ -109,7 +109,7 @@ def quantize(
     if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
-        clock = Clock()
+        clock = Clock(model)
         chosen = chosen_layers(model, how)
         _check_called(model, {layers[name]: name for name in chosen})
         parts = _build(layers, chosen, clock)  # everything before the first swap

@@ -187,9 +187,14 @@ class PackedLinear(PackedLayer):
     def __init__(self, layer: QuantLinear):
         super().__init__(layer, Sliding())
 
+    def forward(self, input: Tensor, **given) -> Tensor:
+        if input.ndim > 2 and not input.numel():  # an image without pixels has no plan, a batch of none has
+            return super().forward(input.flatten(0, -2), **given).reshape(*input.shape[:-1], self.out_channels)
+        return super().forward(input, **given)
+
     def image(self, x: Tensor) -> Tensor:
         samples, tokens = (x.shape[0], math.prod(x.shape[1:-1])) if x.ndim > 1 else (1, 1)
-        return x.reshape(samples, tokens, 1, self.channels)
+        return x.reshape(samples, tokens, 1, x.shape[-1])
 
     def shaped(self, y: Tensor, x: Tensor) -> Tensor:
         return y.reshape(*x.shape[:-1], self.out_channels)

@@ -22,7 +22,7 @@ from .memorization import (
 from .neighbours import nearest
 from .pairing import chance_agreement, label_agreement, paired_distance
 from .paths import fade_mass, fade_residual, largest_jump, mid_grey, sliced_wasserstein, transport_length
-from .spread import Spread, common_spread, equal_spreads
+from .spread import Spread, common_spread, equal_spreads, spread_power
 from .texture import (
     grey_histogram,
     grey_share,
@@ -43,6 +43,6 @@ __all__ = [
     "high_share", "hull", "inception_score", "jackknife", "kernel_scale", "kid", "label_agreement", "largest_jump",
     "legible", "low_pass", "majority", "manifold", "memorized", "mid_grey", "nearer_seen", "nearest", "nn_distance",
     "other_gap", "over_seeds", "paired_distance", "persistence", "power_spectrum", "published_diversity",
-    "published_memorization", "reliability", "sliced_wasserstein", "softmax", "stroke_width", "stroke_widths",
-    "top_class", "topology_changes", "transport_length", "uniformity_test", "vendi",
+    "published_memorization", "reliability", "sliced_wasserstein", "softmax", "spread_power", "stroke_width",
+    "stroke_widths", "top_class", "topology_changes", "transport_length", "uniformity_test", "vendi",
 ]

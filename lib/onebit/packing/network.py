@@ -36,8 +36,9 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     about half as long again.
 
     Raises    ValueError for weights or scales that are not finite, an unknown `ternary`, state that is no tensor
-              (`get_extra_state`), or layers that are not as `recipes.quantize` leaves them: frozen, replaced, added or
-              taken away since, or quantized by a recipe that nobody knows.
+              (`get_extra_state`), layers that are not as `recipes.quantize` leaves them (frozen, replaced, added or
+              taken away since, or quantized by a recipe that nobody knows), or a network of `nets.build` that has lost
+              a tensor since.
     """
     if ternary not in TERNARY:
         unknown("ternary", ternary, TERNARY)
@@ -45,6 +46,7 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     layers, how = quantized_layers(model), getattr(model, "recipe", None)
     how = how if isinstance(how, Recipe) else Recipe()  # a float network may have another thing of that name
     _check_layers(model, layers, how)
+    _check_parts(model, {_key(name, "bias") for name in layers} if how.drop_bias else set())
     packed = {name: _packed(name, layer, ternary, exact) for name, layer in layers.items()}
     tensors = {name: half(value) if value.is_floating_point() and not exact else value
                for name, value in _rest(model).items()}
@@ -108,6 +110,20 @@ def _check_layers(model: nn.Module, layers: dict[str, Quantized], how: Recipe) -
         raise ValueError(f"the model's layers are not as recipes.quantize leaves them{unlike[0] and ': ' + unlike[0]}; "
                          "quantize it with that once all its layers are in place, and pack it before it is frozen or "
                          "given kernels")
+
+
+def _check_parts(model: nn.Module, dropped: set[str]) -> None:
+    """A file must fill all that `nets.build` makes anew for it, besides what the recipe has `dropped`."""
+    if (net := nets.architecture(model)) is None:
+        return
+    with torch.device("meta"):
+        anew = nets.build(**net).state_dict()
+    state = model.state_dict()
+    unlike = [name for name, tensor in anew.items()
+              if name not in dropped and (name not in state or state[name].shape != tensor.shape)]
+    if unlike:
+        raise ValueError(f"the model is no more what nets.build made: {', '.join(unlike[:5])} is gone or of another "
+                         "shape; a file of it could not be loaded")
 
 
 def _packed(name: str, layer: nn.Module, ternary: str, exact: bool) -> Packed:

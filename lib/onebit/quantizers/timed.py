@@ -1,5 +1,6 @@
 """What activation rules are built from (the base class, the first batch, the clock), and TDQ, which needs all three."""
 
+import inspect
 import math
 
 import torch
@@ -17,20 +18,26 @@ class Clock:
     """Remembers the timestep of a network's current call, for the rules inside the network.
 
     `model.register_forward_pre_hook(clock, with_kwargs=True)` sets `timestep` from the argument of that name, or else
-    the second one, to a tensor (B,), or (1,) for one time for all; to None where there is neither, or no numbers.  A
-    copy starts without a time; copying a whole model leaves its hook and its rules on one clock.
+    the second one, to a tensor (B,), or (1,) for one time for all; to None where there is neither, or no numbers.
+    The `forward` of the `model` that a clock is made for may give another place to an argument of that name.  A copy
+    starts without a time; copying a whole model leaves its hook and its rules on one clock.
     """
 
     timestep: Tensor | None = None
     passing = False  # whether the call is one without gradient, of which there is no backward pass
 
+    def __init__(self, model: nn.Module | None = None):
+        takes = inspect.signature(model.forward).parameters.values() if model is not None else ()
+        names = [one.name for one in takes if one.kind is one.POSITIONAL_OR_KEYWORD]
+        self.place = names.index("timestep") if "timestep" in names else 1
+
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.passing = not torch.is_grad_enabled()
         time = kwargs.get("timestep")
-        self.timestep = _numbers(args[1] if time is None and len(args) > 1 else time)
+        self.timestep = _numbers(args[self.place] if time is None and len(args) > self.place else time)
 
     def __getstate__(self) -> dict:
-        return {}  # the time belongs to a call, not to the model
+        return {"place": self.place}  # the time belongs to a call, not to the model
 
 
 def _numbers(value: object) -> Tensor | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 
 from ..diffusion import TIMESTEPS
-from ..metrics import Estimate, Spread, common_spread, equal_spreads, over_seeds
+from ..metrics import Estimate, Spread, common_spread, equal_spreads, over_seeds, spread_power
 from . import ablations, results
 from .run import Run
 from .sources import Samples
@@ -99,6 +99,11 @@ def spread(frame: pd.DataFrame, metric: str) -> tuple[Spread, float]:
     hypothesis that it does the same to each of them."""
     values = _witnesses(_by_seed(frame, metric))
     return common_spread(values), equal_spreads(values)
+
+
+def power(frame: pd.DataFrame, metric: str) -> float:
+    """How often that p value would be 0.05 or less if a quarter of the rows scattered three times as much."""
+    return spread_power(_witnesses(_by_seed(frame, metric)))
 
 
 def rulers(frame: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:

@@ -1,5 +1,5 @@
 """Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
-four bits."""
+four bits; and what makes the smaller of the two the better one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +30,7 @@ MEASURES = {
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
 BITS = 4  # of the other rivals: float while they train, then rounded on data
 PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
+SCALED = "strict-1bit weights=learned-scale"  # the strict network with the plain one's rule for its weights
 
 
 def runs(study: "Study") -> list[Run]:
@@ -46,7 +47,16 @@ def four_bit(study: "Study") -> list[list[Run]]:
 
 def plain(study: "Study") -> list[Run]:
     """The 1-bit U-Net by the plain rule of notebook 07, trained as the strictly 1-bit one is: from nothing, as long."""
-    return [replace(run, recipe=PLAIN) for run in _seeds(study, "fp16")]
+    return _in_one_bit(study, PLAIN)
+
+
+def scaled(study: "Study") -> list[Run]:
+    """The 1-bit U-Net that takes from the plain rule its weight rule alone, trained likewise."""
+    return _in_one_bit(study, SCALED)
+
+
+def _in_one_bit(study: "Study", recipe: str) -> list[Run]:
+    return [replace(run, recipe=recipe) for run in _seeds(study, "fp16")]
 
 
 def _of_width(study: "Study", width: int) -> list[Run]:
@@ -67,15 +77,24 @@ def arms(study: "Study") -> dict[str, list[Run]]:
             **{f"{BITS} bits, width {rounded[0].width}": rounded for rounded in four_bit(study)}}
 
 
+def parts(study: "Study") -> dict[str, list[Run]]:
+    """From the strictly 1-bit network to the plain one, by name: first its weight rule becomes the plain one's, then
+    which layers it quantizes and its ends."""
+    width = study.profile.unet_width
+    return {f"1 bit (strict), width {width}": _seeds(study, "strict-1bit"),
+            f"1 bit (strict, learned-scale), width {width}": scaled(study),
+            f"1 bit (plain), width {width}": plain(study)}
+
+
 def jobs(study: "Study") -> Iterator["Job"]:
     """The rivals' trainings, and what the arms are measured by: samples without and with fresh noise, with batch-norm
     statistics estimated anew."""
     from .study import Job
 
-    for arm, trained in enumerate(arms(study).values()):
+    for trained in (*arms(study).values(), scaled(study)):
         for run in trained:
             yield Job(results.training_entry(run.trained), partial(results.training, run.trained))
-            for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(arm).values()):
+            for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(study, run).values()):
                 source = _source(study, run, noised)
                 draw = partial(results.samples, run, source.request)
                 yield Job(results.samples_entry(run, source.request), draw, shown=False)
@@ -86,14 +105,16 @@ def _source(study: "Study", run: Run, noised: bool) -> Samples:
     return study.stochastic(run) if noised else study.reestimated(run)
 
 
-def _of(arm: int) -> dict[str, tuple[str, str, bool]]:
-    """What an arm is measured by: the first, the wide float network, by less."""
-    return MEASURES if arm else {column: MEASURES[column] for column in OF_WIDE}
+def _of(study: "Study", run: Run) -> dict[str, tuple[str, str, bool]]:
+    """What a run is measured by: the wide float network by less."""
+    wide = run.recipe == "fp16" and run.width == study.profile.unet_width
+    return {column: MEASURES[column] for column in OF_WIDE} if wide else MEASURES
 
 
-def table(study: "Study") -> "pd.DataFrame":
-    """One row per training: network, bits per weight, seed, parameters, bytes of its file, the loss it ended with, and
-    MEASURES; of the wide float network OF_WIDE alone, and no loss of what was rounded once it was trained.
+def table(study: "Study", compared: dict[str, list[Run]]) -> "pd.DataFrame":
+    """One row per training of `arms` or `parts`: network, bits per weight, seed, parameters, bytes of its file, the
+    loss it ended with, and MEASURES; of the wide float network OF_WIDE alone, and no loss of what was rounded once it
+    was trained.
 
     `bytes` is the packed file's size, of a float network its 16-bit file's.
     """
@@ -102,11 +123,11 @@ def table(study: "Study") -> "pd.DataFrame":
     from .ablation_tables import final_terms
 
     rows = []
-    for arm, (name, trained) in enumerate(arms(study).items()):
+    for name, trained in compared.items():
         size = _bytes(trained[0])
         for run in trained:
             found = {column: study.evaluate(family, _source(study, run, noised)).estimates[estimate].value
-                     for column, (family, estimate, noised) in _of(arm).items()}
+                     for column, (family, estimate, noised) in _of(study, run).items()}
             loss = final_terms(run)["loss"] if run == run.trained else np.nan
             rows.append({"network": name, "bits": _bits(run), "seed": run.seed, **size, "loss": loss, **found})
     return pd.DataFrame(rows)
@@ -122,17 +143,23 @@ def pairs(frame: "pd.DataFrame") -> list[tuple[str, str]]:
     return found
 
 
-def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Every measure of `table`, of 1-bit networks over their rivals (`pairs`): ratio and interval, paired by seed;
-    `bytes`: the ratio of the files' sizes; q: the p-value of a ratio of 1, by Student's t of the logarithms, with the
-    number of ratios allowed for (Benjamini and Hochberg), not a number where the seeds do not scatter."""
+def in_turn(frame: "pd.DataFrame") -> list[tuple[str, str]]:
+    """Networks of `table`, each with the one before it."""
+    networks = list(frame.network.unique())
+    return list(zip(networks[1:], networks, strict=False))
+
+
+def ratios(frame: "pd.DataFrame", compared: list[tuple[str, str]]) -> "pd.DataFrame":
+    """Every measure of `table`, of networks over the rivals they are `compared` with: ratio and interval, paired by
+    seed; `bytes`: the ratio of the files' sizes; q: the p-value of a ratio of 1, by Student's t of the logarithms,
+    with the number of ratios allowed for (Benjamini and Hochberg), not a number where the seeds do not scatter."""
     import pandas as pd
     from scipy.stats import false_discovery_control
 
     from ..metrics import geometric_over_seeds
 
     rows, size = [], frame.groupby("network").bytes.first()
-    for (network, rival), measure in product(pairs(frame), ("loss", *MEASURES)):
+    for (network, rival), measure in product(compared, ("loss", *MEASURES)):
         by_seed = frame.pivot(index="seed", columns="network", values=measure)
         if by_seed[rival].isna().all():
             continue
@@ -148,7 +175,7 @@ def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _p_of_one(logs: "pd.Series") -> float:
-    """Student's p-value of logarithms that are zero in the mean."""
+    """Student's p-value of logarithms that are zero in the mean; NaN for one seed, or seeds that do not scatter."""
     if len(logs) < 2 or not logs.std():
         return np.nan
     from scipy.stats import ttest_1samp

@@ -3,8 +3,9 @@
     teachers          model.safetensors in float32: students start from these very bits (but for the one with group
                       norms, for the sake of bytes)
     1-bit students    model.packed: bits, and everything else in float32, so that they compute what they computed;
-                      latent weights only of the one run whose a notebook shows.  Later seeds of the strict 1-bit arms
-                      likewise: the first seed's latent weights are for whoever wants to go on from them
+                      latent weights only of the one run whose a notebook shows.  Likewise the rivals of notebook 08,
+                      and later seeds of the strict 1-bit arms: the first seed's latent weights are for whoever wants
+                      to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
     no weights at all networks on one or two classes or on few images, and later seeds that source 000's networks
@@ -85,7 +86,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     own = ablations.own_teachers(study)
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
-    rivals = [narrow.plain(study), *narrow.four_bit(study)]
+    rivals = [narrow.plain(study), narrow.scaled(study), *narrow.four_bit(study)]
     small = narrow.runs(study) + [group[0].trained for group in rivals]
     plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *small, *own, *students] if run == run.trained}
@@ -103,7 +104,8 @@ def _form(run: Run, teachers: set[Run | None]) -> str:
     student = run.teacher and recipes.recipe(run.recipe).weights != "none"
     latent_shown = run.recipe == LATENT and run.distill == "none" and run.seed == 0
     later_seed = run.recipe == MOSTLY_BITS and run.seed > 0
-    return "packed" if later_seed or (student and not latent_shown) else "float16"
+    rival = run.recipe in (narrow.PLAIN, narrow.SCALED)
+    return "packed" if later_seed or rival or (student and not latent_shown) else "float16"
 
 
 def convert(folder: Path, kept: Kept | None = None) -> dict:
