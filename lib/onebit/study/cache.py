@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,14 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.label}-{self.key}"
+
+
+def described(one: object, *later: str) -> dict:
+    """A dataclass's fields for an entry's `spec`; those that came `later` than its first results only where they are
+    used, so that these results keep their keys."""
+    defaults = {f.name: f.default for f in fields(one) if f.name in later}
+    return {name: value for name, value in asdict(one).items()
+            if name not in defaults or value != defaults[name]}
 
 
 def find(entry: Entry, computed: bool = False) -> Path | None:

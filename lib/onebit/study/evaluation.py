@@ -52,8 +52,8 @@ class Protocol:
 
     @property
     def spec(self) -> dict:
-        """What results are keyed by; without `against` it reads as it did before there was any."""
-        return {name: value for name, value in asdict(self).items() if name != "against" or value}
+        """What results are keyed by."""
+        return cache.described(self, "against")
 
     @property
     def control(self) -> Control:

@@ -4,7 +4,7 @@ Each function looks in data/released/, then in data/runs/, then computes (and on
 """
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,8 @@ class SampleSpec:
 
     @property
     def spec(self) -> dict:
-        """What results are keyed by; without `reestimated` it reads as it did before there was any."""
-        return {name: value for name, value in asdict(self).items() if name != "reestimated" or value}
+        """What results are keyed by."""
+        return cache.described(self, "reestimated")
 
 
 def new_model(run: Run, wait: bool = True) -> nn.Module:

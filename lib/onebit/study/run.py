@@ -7,6 +7,7 @@ from .. import data, recipes
 from ..errors import unknown
 from ..nets import NETS
 from ..train import VERSION, Settings
+from . import cache
 
 LATER = ("teacher", "distill", "distill_weight")
 
@@ -72,13 +73,9 @@ class Run:
 
     @property
     def spec(self) -> dict:
-        """All fields, numpy's numbers as Python's, and the version of the training code: what the key is a hash of.
-
-        Fields that came later count only where they are used, so that older runs keep their keys.
-        """
-        values = {f.name: getattr(self, f.name) for f in fields(self)
-                  if f.name not in LATER or getattr(self, f.name) != f.default}
-        values = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+        """All fields, numpy's numbers as Python's, and the version of the training code: what the key is a hash of."""
+        values = {name: value.item() if hasattr(value, "item") else value
+                  for name, value in cache.described(self, *LATER).items()}
         if self.teacher is not None:
             values["teacher"] = self.teacher.spec
         return values | {"version": VERSION}

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import data
 from ..data import Dataset
 from ..errors import unknown
-from . import results
+from . import cache, results
 from .results import SampleSpec
 from .run import Run
 
@@ -190,9 +190,8 @@ class Walk:
 
     @property
     def spec(self) -> dict:
-        """What results are keyed by; without `reestimated` it reads as it did before there was any."""
-        spec = {name: value for name, value in asdict(self).items() if name != "reestimated" or value}
-        return spec | {"run": self.run.spec}
+        """What results are keyed by."""
+        return cache.described(self, "reestimated") | {"run": self.run.spec}
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (pairs, frames, 1, H, W)."""
