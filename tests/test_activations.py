@@ -312,6 +312,42 @@ def test_a_rule_that_has_seen_no_training_batch_says_so_in_eval_mode(spec):
     rule.eval()(x)
 
 
+@pytest.mark.parametrize("first", [math.inf, math.nan, 0.0])
+def test_a_first_batch_that_tells_nothing_sets_no_step(first):
+    """Its step would be infinite, NaN or as good as zero for ever."""
+    rule = activation_rule("lsq:4", nn.Linear(4, 4), None).train()
+    rule(torch.full((2, 4), first))
+    assert not rule.initialised and rule.step.item() == 1
+    x = gaussian(8, 4, dtype=torch.float32)
+    rule(x)
+    other = activation_rule("lsq:4", nn.Linear(4, 4), None).train()
+    other(x)
+    assert rule.initialised and torch.equal(rule.step, other.step)
+
+
+def test_a_vector_alone_has_the_threshold_of_a_batch_of_one():
+    rule = activation_rule("insta:4", nn.Linear(4, 4), None).train()
+    rule(gaussian(8, 4, dtype=torch.float32))
+    rule.eval().gain.data.fill_(0.3)
+    x = gaussian(4, dtype=torch.float32)
+    torch.testing.assert_close(rule(x), rule(x[None])[0], rtol=0, atol=0)
+
+
+def test_vectors_of_xnorpp_are_of_the_networks_type_and_not_of_the_files():
+    rule, layer, _ = made("xnor++", "3x3", dtype=torch.float32)
+    half = {name: value.half() for name, value in rule.state_dict().items()}
+    anew = activation_rule("xnor++", layer, None)
+    anew.load_state_dict(half)
+    assert {p.dtype for p in anew.parameters()} == {torch.float32}
+    torch.testing.assert_close(anew.alpha, rule.alpha.half().float(), rtol=0, atol=0)
+
+
+def test_a_clock_kept_before_it_knew_a_place_takes_the_second_argument():
+    clock = Clock.__new__(Clock)  # as pickle makes it from an empty state
+    clock(nn.Identity(), (torch.ones(2), torch.tensor([3, 7])), {})
+    assert clock.timestep.tolist() == [3, 7]
+
+
 def test_loading_an_uninitialised_state_makes_a_rule_uninitialised_again():
     """The Python flag follows the buffer: else the loaded step of 1 would pass for a trained one."""
     rule, layer, x = made("lsq:4", "3x3")

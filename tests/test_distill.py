@@ -427,3 +427,18 @@ def test_a_loss_refuses_what_it_does_not_know(text, match):
 def test_more_patches_than_rows_are_refused_with_the_mend():
     with pytest.raises(ValueError, match=r"patches=4 per side on a 3 x 8 feature; use patches='auto'"):
         SPD(4)([torch.zeros(1, 1, 3, 8)], [torch.zeros(1, 1, 3, 8)])
+
+
+def test_a_tapped_network_may_put_out_an_object():
+    class Output:
+        def __init__(self, sample):
+            self.sample = sample
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return Output(2 * x)
+
+    model = nn.ModuleDict({"inner": Net()})
+    with Taps(model, ("inner",)) as taps:
+        model["inner"](torch.ones(1, 1, 2, 2))
+    assert torch.equal(taps.features[0], torch.full((1, 1, 2, 2), 2.0))

@@ -162,3 +162,15 @@ def test_the_hull_of_analyses_holds_all_their_intervals_around_the_first_ones_va
     assert np.isnan(hull([one, Estimate(1.0, np.nan, np.nan, 1, "one seed")]).low)
     with pytest.raises(ValueError, match="at least one"):
         hull([])
+
+
+def test_channels_first_and_channels_last_are_no_pair():
+    """The same images: flattened, their distances would be those of others."""
+    first = np.random.default_rng(0).random((4, 3, 6, 6))
+    last = first.transpose(0, 2, 3, 1)
+    with pytest.raises(ValueError, match=r"a and b differ in size or in the order of their axes: \(4, 3, 6, 6\) and"):
+        paired_distance(first, last)
+    assert paired_distance(first, first).value == 0
+    grey = first[:, :1]
+    for other in (grey[:, 0], grey.reshape(4, -1)):
+        assert paired_distance(grey, other).value == 0

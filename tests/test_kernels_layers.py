@@ -85,6 +85,27 @@ def test_an_image_without_a_batch_is_a_batch_of_one(rule, name):
         assert torch.equal(packed(layer)(x[0]), packed(layer)(x)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outputs", ["rprelu", "shortcut:convolve=True"])
+def test_what_follows_the_layer_computes_in_float32_and_gives_the_inputs_type(outputs, dtype):
+    model = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+    quantize(model, f"weights=xnor activations=xnor outputs={outputs}")
+    layer, x = packed(model.eval()[1]), torch.randn(2, 4, 5, 5, dtype=dtype)
+    assert layer(x).dtype == dtype and not layer.training
+    assert torch.equal(layer(x), layer(x.float()).to(dtype))
+
+
+def test_samples_without_tokens_need_no_timestep_of_their_own():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)])
+    quantize(model, "weights=xnor activations=tdq:4")
+    clock = model[1].activation.clock
+    clock.timestep = torch.tensor([3, 7])
+    model[1](torch.ones(2, 5, 4))
+    layer = packed(model.eval()[1])
+    layer.packer.rule.clock.timestep = torch.tensor([3, 7])
+    assert layer(torch.ones(2, 0, 4)).shape == (2, 0, 4)
+
+
 @pytest.mark.parametrize("shape", [(2, 0, 4), (0, 5, 4), (0, 4), (2, 0, 3, 4)])
 @pytest.mark.parametrize("outputs", ["", " outputs=rprelu"])
 def test_no_token_has_no_output(outputs, shape):

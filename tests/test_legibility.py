@@ -326,3 +326,7 @@ def test_images_without_a_class_are_lost():
 def test_label_sets_that_are_no_classes_are_refused(labels, reference, message):
     with pytest.raises(ValueError, match=message):
         class_losses(labels, reference)
+
+
+def test_classes_may_have_any_number_for_a_name():
+    assert majority([[10**9, 5, 1], [10**9, 7, 3], [3, 5, 2]]).tolist() == [10**9, 5, NO_CLASS]

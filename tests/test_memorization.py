@@ -106,7 +106,7 @@ def test_published_diversity_is_the_mean_over_pairs_of_drawn_samples():
     (dict(samples=pixels(grey(10))), "samples: need uint8 images"),
     (dict(train=np.zeros(20, np.uint8)), "train: need uint8 images"),
     (dict(draws=1), "at least 2 draws"),
-    (dict(train=grey(20, side=5)), "queries and references differ"),
+    (dict(train=grey(20, side=5)), "samples and train differ in size"),
 ])
 def test_what_the_published_memorization_cannot_measure_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -289,3 +289,8 @@ def test_a_judge_learns_two_patterns():
     assert accuracy(judge, dataset) == 1.0
     assert look(judge, images)[1].max(1).values.mean() > 0.5
     assert math.isfinite(judge.fc2.bias.sum().item())
+
+
+def test_gaussians_are_compared_as_objects():
+    one = Gaussian.fit(np.random.default_rng(0).normal(size=(9, 2)))
+    assert one == one and one != Gaussian.fit(np.random.default_rng(0).normal(size=(9, 2)))

@@ -202,3 +202,10 @@ def test_references_that_are_not_finite_are_refused_by_their_name():
 def test_impossible_counts_are_refused(k, chunk):
     with pytest.raises(ValueError, match=f"need 1 <= k <= 3 references and chunk >= 1, got k = {k}, chunk = {chunk}"):
         nearest(np.zeros((2, 1)), np.zeros((3, 1)), k, chunk)
+
+
+def test_images_of_another_order_of_axes_are_refused():
+    first = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+    with pytest.raises(ValueError, match="queries and references differ in size or in the order of their axes"):
+        nearest(np.ascontiguousarray(first.transpose(0, 2, 3, 1)), first)
+    assert not nearest(first[:, 0], first[:, :1])[0].any()

@@ -218,6 +218,22 @@ def test_a_network_that_lost_a_bias_since_is_refused_before_it_is_written(how, n
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wrapper_is_told_which_of_its_parts_to_pack(tmp_path):
+    wrapper = nn.Sequential()
+    wrapper.add_module("unet", built())
+    with pytest.raises(ValueError, match=r"not the module that recipes\.quantize was given: pack its part unet"):
+        save_packed(wrapper, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_network_is_filled_inside(tmp_path):
+    _, path = packed(tmp_path)
+    anew = nets.build("unet", 4)
+    loaded = load_packed(path, torch.compile(anew))
+    assert loaded is anew
+    assert torch.equal(output(loaded), output(load_packed(path)))
+
+
 def test_arguments_that_contradict_each_other_or_are_unknown(tmp_path):
     model, path = packed(tmp_path)
     with pytest.raises(ValueError, match="choose one"):

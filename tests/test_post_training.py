@@ -350,3 +350,26 @@ def test_weights_make_up_for_a_bias_that_is_dropped():
     least = np.linalg.lstsq(x.numpy(), model(x).numpy(), rcond=None)[1] / len(x)
     error = (quantized(x) - model(x)).square().mean(0)
     assert np.allclose(error, least, rtol=0.02) and (least < 0.3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_half_precision_inputs_are_summed_as_those_of_their_values(dtype):
+    torch.manual_seed(0)
+    pairs = [(torch.randn(300, 6).add(5).to(dtype), torch.randn(300, 6).add(5).to(dtype)) for _ in range(2)]
+    found = Moments.of(pairs, centred=True, wide=False)
+    x, y = (torch.cat([pair[i] for pair in pairs]).double() for i in (1, 0))
+    centred = x - x.mean(0)
+    torch.testing.assert_close(found.own, centred.T @ centred / len(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.cross, centred.T @ (y - y.mean(0)) / len(x), rtol=1e-4, atol=1e-4)
+
+
+def test_no_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match="inputs to fit on are empty: give images"):
+        Moments.of([(torch.ones(0, 3), torch.ones(0, 3))], centred=True, wide=False)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), nn.Conv2d(2, 3, 3, stride=2),
+                                   nn.ConvTranspose2d(2, 3, 4, 2, 1)])
+def test_an_image_without_a_batch_has_the_patches_of_a_batch_of_one(layer):
+    x = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(patches(layer, x), patches(layer, x[None]))

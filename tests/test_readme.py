@@ -9,7 +9,8 @@ import torch
 from diffusers import UNet2DModel
 
 from onebit import nets
-from onebit.recipes import quantize
+from onebit.layers import quantized_layers
+from onebit.recipes import penalty, quantize
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
@@ -32,7 +33,7 @@ def at_hand(monkeypatch, tmp_path, one_thread):
         "noised_images": noised, "images": noised, "timesteps": timesteps,
         "batches": [(noised, timesteps)] * 2, "features": pixels.normal(size=(60, 8)),
         "real_features": pixels.normal(size=(80, 8)), "samples": images[0], "trained_on": images[0],
-        "other_sets": list(images[1:]),
+        "other_sets": list(images[1:]), "steps": 4, "noise_loss": lambda model: model(noised, timesteps).sample.var(),
     }
 
 
@@ -54,3 +55,13 @@ def test_what_the_blocks_promise(at_hand):
     assert copies.value == 1 and promised["memorized"](promised["distances"]).value == 1  # samples are the images
     assert promised["spread"].degrees == 7 - 4 - 1  # values less rows, and one seed more than the first
     assert promised["spread"].seeds_needed(0.9) > 2
+
+
+def test_the_loop_takes_ebb_from_two_bases_to_one_and_asks_for_its_penalty(at_hand):
+    audit = quantize(at_hand["unet"], "weights=ebb")
+    before = {row.weight_bits for row in audit.layers}
+    asked = []
+    at_hand["noise_loss"] = lambda model: asked.append(penalty(model)) or torch.zeros(())
+    exec(next(block for block in BLOCKS if "schedules" in block), at_hand)
+    after = {layer.rule.weight_bits for layer in quantized_layers(at_hand["unet"]).values()}
+    assert 2 in before and after == {1} and asked[0] > 0

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 from torchvision.models import resnet18
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
@@ -893,3 +893,32 @@ def test_the_time_mlp_of_a_diffusers_transformer_stays_float():
     model = nn.ModuleDict({"first": nn.Linear(4, 4), "block": block, "last": nn.Linear(4, 4)})
     audit = {layer.name: layer.weight_bits for layer in quantize(model, "binarydm-base-w1a32").layers}
     assert audit["block.timestep_embedder.0"] == 32 and audit["block.to_q"] == 1
+
+
+def test_what_a_frozen_layers_rules_could_learn_is_frozen():
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    net[1].requires_grad_(False)
+    quantize(net, "weights=learned-scale activations=lsq:4 outputs=rprelu")
+    assert not any(p.requires_grad for p in net[1].parameters())
+    assert all(p.requires_grad for p in net[2].parameters()) and isinstance(net[1].rule.scale, nn.Parameter)
+
+
+def test_a_weight_that_a_float_module_uses_too_is_refused_and_one_between_quantized_layers_is_not():
+    def tied(first, second):
+        second.weight = first.weight
+        return nn.Sequential(first, nn.Linear(8, 8), second)
+
+    with pytest.raises(ValueError, match=r"cannot quantize 0: 2, which stays float, uses its weight as well"):
+        quantize(tied(nn.Linear(8, 8), nn.Linear(8, 8)), "weights=xnor keep=2")
+    model = tied(nn.Linear(8, 8), nn.Embedding(8, 8))
+    with pytest.raises(ValueError, match=r"cannot quantize 0: 2, which stays float"):
+        quantize(model, "weights=xnor ends=quantized")
+    assert type(model[0]) is nn.Linear and not hasattr(model, "recipe")
+    assert quantize(model, "weights=xnor ends=quantized keep=0").binary_weights == 64
+    assert quantize(tied(nn.Linear(8, 8), nn.Linear(8, 8)), "weights=xnor ends=quantized").binary_weights == 128
+
+
+def test_a_parametrized_layer_is_told_to_lose_its_parametrization():
+    model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"cannot quantize 1: .*remove that \(torch\.nn\.utils\.parametrize\)"):
+        quantize(model, "weights=xnor")

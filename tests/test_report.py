@@ -1,6 +1,8 @@
 """Figures and tables: where they go, what lies beside them, and that the same input gives the same bytes."""
 
 import json
+import math
+import re
 from dataclasses import replace
 from itertools import combinations
 
@@ -83,6 +85,18 @@ def test_a_table_shows_the_columns_asked_for_and_saves_all(home, monkeypatch):
     assert list(pd.read_csv(path)) == ["a", "b", "c"] and "b |" in path.with_suffix(".md").read_text()
     with pytest.raises(KeyError, match="d"):
         report.table(frame, "demo", "Letters.", RUNS, columns=["d"])
+
+
+def test_numbers_on_a_page_lose_no_digit_before_the_point_and_need_no_power_of_ten(home):
+    frame = pd.DataFrame({"x": [11321.6, -1234.5, 999.96, 0.123456, math.nan], "n": [357585, 1000, 999, 0, 1],
+                          "mixed": [None, "a|b", True, 2.5, 4321]})
+    path = Report("02", Study.named("laptop", "mnist")).table(frame, "numbers", "Numbers.", digits=3)
+    _, rule, *rows = path.with_suffix(".md").read_text().splitlines()[:7]
+    assert [part.endswith(":") for part in rule.strip("|").split("|")] == [True, True, False]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert cells == [["11,322", "357,585", ""], ["-1,234", "1,000", r"a\|b"], ["1,000", "999", "True"],
+                     ["0.123", "0", "2.5"], ["nan", "1", "4,321"]]
+    assert pd.read_csv(path).x[0] == 11321.6
 
 
 def test_a_text_with_bars_and_stars_stays_in_its_cell_as_it_is(home):

@@ -14,14 +14,15 @@ def weight_matrix(layer: nn.Module) -> Tensor:
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """The rows (positions, n) that the layer multiplies its weights with: patches @ weight_matrix.T + bias = output.
 
-    Shapes    x as the layer takes it: (B, in, H, W), or (..., in) for Linear.  Positions run over the batch, and rows
-              and columns of the output.
+    Shapes    x as the layer takes it: (B, in, H, W) or (in, H, W), or (..., in) for Linear.  Positions
+              run over the batch, and rows and columns of the output.
     Raises    ValueError for groups other than 1, and for a layer that is no Conv2d, ConvTranspose2d or Linear.
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, layer.in_features)
     if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) or layer.groups != 1:
         raise ValueError(f"patches are of Conv2d, ConvTranspose2d (groups=1) and Linear layers, got {layer}")
+    x = x if x.ndim == 4 else x.unsqueeze(0)
     size, channels = layer.kernel_size[0] * layer.kernel_size[1], layer.in_channels
     one_each = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *layer.kernel_size)
     if isinstance(layer, nn.ConvTranspose2d):

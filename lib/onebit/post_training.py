@@ -102,17 +102,20 @@ class Moments:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Tensor, Tensor]], centred: bool, wide: bool) -> "Moments":
-        """From pairs of equally many rows: inputs of the float network, and of this one; `wide`: all in float64."""
-        own, cross, mean, own_mean, rows = 0.0, 0.0, 0.0, 0.0, 0
+        """From pairs of equally many rows: inputs of the float network, and of this one; products in float32, or with
+        `wide` in float64, sums in float64."""
+        own, cross, mean, own_mean, count = 0.0, 0.0, 0.0, 0.0, 0
         for original, x in pairs:
-            original, x = (original.double(), x.double()) if wide else (original, x)
+            original, x = ((rows.double() if wide else rows.float()) for rows in (original, x))
             own, cross = own + (x.T @ x).double(), cross + (x.T @ original).double()
             mean, own_mean = mean + original.double().sum(0), own_mean + x.double().sum(0)
-            rows += len(x)
-        mean, own_mean = mean / rows, own_mean / rows
+            count += len(x)
+        if not count:
+            raise ValueError("the inputs to fit on are empty: give images")
+        mean, own_mean = mean / count, own_mean / count
         if centred:
-            own, cross = own - rows * own_mean.outer(own_mean), cross - rows * own_mean.outer(mean)
-        return cls(own / rows, cross / rows, mean, own_mean)
+            own, cross = own - count * own_mean.outer(own_mean), cross - count * own_mean.outer(mean)
+        return cls(own / count, cross / count, mean, own_mean)
 
     def target(self, w: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Least-squares weights (out, n) for the inputs as they are, and the matrix that weighs their errors (n, n).

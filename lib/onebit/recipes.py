@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
@@ -92,13 +93,19 @@ def quantize(
     `prepare=False`, for a model whose state is loaded next, it is not run.  Rules initialise what they learn about
     weights from the weights the model has now, and what they learn about inputs from the first training batch: a
     network that is in eval mode, as `from_pretrained` gives them, stays in it with all its rules until `model.train()`.
-    The model remembers its recipe as `model.recipe`.  A model that is refused stays as it was.
+    What a frozen layer's rules could learn is frozen too.  The model remembers its recipe as `model.recipe`.  A model
+    that is refused stays as it was.
+
+    Before: fuse what is to be fused (diffusers' `fuse_qkv_projections` would take the latent weights).  After: run one
+    training batch before the model is copied, for averaged weights or by DistributedDataParallel.  A training loop of
+    one's own tells the rules of `schedules(model)` before every step how far it is, and adds `penalty(model)` to its
+    loss, without which EBB keeps its second basis.
 
     Raises    ValueError for an unknown recipe, a model that is quantized already, has a part named `recipe` or lazy
               layers that have not run yet, or of which the recipe leaves no layer to quantize (a pattern of `keep` or
-              `at` that matches none is no error), a layer that cannot take its rules or that its parent is known not
-              to call, connections that cannot be made, or a missing example; whatever the model raises for an
-              `example` that is none of its inputs, where rules need one.
+              `at` that matches none is no error), a weight that a float module uses as well, a layer that cannot take
+              its rules or that its parent is known not to call, connections that cannot be made, or a missing example;
+              whatever the model raises for an `example` that is none of its inputs, where rules need one.
     """
     how = recipe(how) if isinstance(how, str) else how
     if not isinstance(how, Recipe):
@@ -112,6 +119,7 @@ def quantize(
         clock = Clock(model)
         chosen = chosen_layers(model, how)
         _check_called(model, {layers[name]: name for name in chosen})
+        _check_shared(model, layers, chosen)
         parts = _build(layers, chosen, clock)  # everything before the first swap
         connections = specs.build("connections", CONNECTIONS, how.connections, model)
         if prepare and example is None and any(hasattr(own["activation"], "prepare") for own in parts.values()):
@@ -216,10 +224,22 @@ def _check_called(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
                                  "and never calls it, so that it would stay float; name it in `keep`")
 
 
+def _check_shared(model: nn.Module, layers: dict[str, nn.Module], chosen: dict) -> None:
+    """A weight is stored once: in bits, or in float."""
+    quantized = {id(layers[name].weight): name for name in chosen}
+    inside = {layers[name] for name in chosen}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if module not in inside and id(parameter) in quantized:
+                raise ValueError(f"cannot quantize {quantized[id(parameter)]}: {name}, which stays float, uses its "
+                                 "weight as well; name both in `keep`, or give it a copy")
+
+
 def _check_kind(name: str, layer: nn.Module) -> None:
     if type(layer) not in SWAPS:
         kind = type(layer).__name__
-        raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; name it in `keep`")
+        mend = "remove that (torch.nn.utils.parametrize), or " if is_parametrized(layer) else ""
+        raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; {mend}name it in `keep`")
     if "forward" in vars(layer):  # as accelerate's hooks put it there: it would be called in place of the class's
         raise ValueError(f"cannot quantize {name}: it has a `forward` of its own, set by a hook (device_map, "
                          "cpu_offload), that would go on computing in float; remove that hook first "
@@ -245,6 +265,8 @@ def _swap(layer: nn.Module, parts: dict[str, nn.Module | None], drop_bias: bool,
     undo.callback(_unswap, layer, type(layer), layer.bias)
     for name, part in parts.items():
         setattr(layer, name, part if part is None else part.train(layer.training))
+        if part is not None and not layer.weight.requires_grad:
+            part.requires_grad_(False)
     layer.__class__ = SWAPS[type(layer)]
     if drop_bias:
         layer.bias = None

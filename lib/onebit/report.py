@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,12 +17,14 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from pandas.api.types import is_numeric_dtype
 
 from . import __version__, claims, drawn, paths
 from .files import replacing, write_json, write_text
 from .study import Run, Study, cache
 
 REFERENCE = "laptop"  # the profile whose figures are committed, until a complete `paper` run exists
+THOUSAND = 1_000  # from which on numbers on a page have commas and no decimals
 FORMS = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}  # no dates: same input, same bytes
 
 
@@ -40,13 +44,20 @@ def folder_of(dataset: str, profile: str) -> Path:
     return paths.FIGURES if dataset == "mnist" else paths.FIGURES / dataset
 
 
-def _literal(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose texts Markdown leaves alone: recipes hold "|", which ends a cell, and "*", which slants it."""
-    return frame.map(_escaped).rename(columns=_escaped)
+def _page(frame: pd.DataFrame, digits: int) -> str:
+    """A table in Markdown, its numbers with `digits` significant digits, but all of those before the point."""
+    sides = ["right" if is_numeric_dtype(frame[column]) else "left" for column in frame]
+    shown = frame.astype(object).map(functools.partial(_cell, digits=digits)).rename(columns=_cell)
+    return shown.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
-def _escaped(text: object) -> object:
-    return re.sub(r"([|*])", r"\\\1", text) if isinstance(text, str) else text
+def _cell(value: object, digits: int = 4) -> str:
+    """Texts so that Markdown leaves them alone: recipes hold "|", which ends a cell, and "*", which slants it."""
+    if isinstance(value, Real) and math.isfinite(value) and round(abs(value)) >= min(THOUSAND, 10**digits):
+        return f"{value:,.0f}"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "" if value is None else re.sub(r"([|*])", r"\\\1", str(value))
 
 
 @contextmanager
@@ -117,7 +128,8 @@ class Report:
     ) -> Path:
         """Show a table and save it, unrounded as CSV and rounded as Markdown; returns the CSV's path.
 
-        `digits` counts significant digits on the page; `columns`, of those saved, are all that the notebook shows.
+        `digits` counts significant digits on the page, where numbers of a thousand or more are whole ones; `columns`,
+        of those saved, are all that the notebook shows.
 
         Raises    KeyError for `columns` that the table has not.
         """
@@ -125,7 +137,7 @@ class Report:
         shown = frame if columns is None else frame[list(columns)]
         if columns is not None:
             caption += f" All {frame.shape[1]} columns: {path.name}.csv."
-        page, all_of_it = (_literal(part).to_markdown(index=False, floatfmt=f".{digits}g") for part in (shown, frame))
+        page, all_of_it = (_page(part, digits) for part in (shown, frame))
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         write_text(path.with_suffix(".md"), f"{all_of_it}\n\n{caption}  \n{self._stamp(runs)}\n")
         self._note(path.with_suffix(".csv"), caption, runs)
@@ -146,7 +158,7 @@ class Report:
         write_text(path.with_suffix(".csv"), frame.to_csv(index=False))
         self._note(path.with_suffix(".csv"), "Claims this notebook decides, by their rules in claims.toml.", runs)
         page = frame[["claim", "verdict", "published", "measured", "ci_low", "ci_high", "claim_id"]]
-        display(Markdown(_literal(page).to_markdown(index=False, floatfmt=".4g")))
+        display(Markdown(_page(page, 4)))
         return path.with_suffix(".csv")
 
     def ledger(self, frame: pd.DataFrame) -> Path:

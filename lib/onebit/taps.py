@@ -34,8 +34,10 @@ def matching(model: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Module]:
 
 
 def first(output: Tensor | tuple) -> Tensor:
-    """The feature in a module's output: itself, or the first of a tuple (diffusers' down blocks add their skips)."""
-    return output[0] if isinstance(output, tuple) else output
+    """The feature in a module's output: itself, the first of a tuple (diffusers' down blocks add their skips), or the
+    `sample` of an output object (its networks')."""
+    output = output[0] if isinstance(output, tuple) else output
+    return getattr(output, "sample", output)
 
 
 class Taps:

@@ -70,14 +70,17 @@ class PackedLayer(nn.Module):
         if x.device.type != "cpu":
             raise ValueError(f"packed layers run on the CPU, got an input on {x.device}: move model and input there")
         image = self.image(x).float().contiguous()
-        y = self.shaped(self._product(image, x.float(), shift, sliding or self.sliding), x).to(x.dtype)
+        wide = x.float()
+        y = self.shaped(self._product(image, wide, shift, sliding or self.sliding), x)
         for module in self.outputs or ():
-            y = module(x, y)
-        return y
+            y = module(wide, y)
+        return y.to(x.dtype)
 
     def _product(self, image: Tensor, x: Tensor, shift: Tensor | None, sliding: Sliding) -> Tensor:
         if image.shape[-1] != self.channels:  # the kernel would read on
             raise ValueError(f"needs inputs of {self.channels} channels, got {image.shape[-1]} in {tuple(x.shape)}")
+        if image.shape[1] == 0 and sliding == Sliding():  # a Linear's samples without tokens; there is no plan of none
+            return image.new_zeros(*image.shape[:-1], self.out_channels)
         where, phases, scale, bias = self._prepared(sliding, *image.shape[1:3])
         self._check_map(where.output)
         packed = self.packer.pack(image, x, where.margins, shift)
@@ -187,11 +190,6 @@ class PackedLinear(PackedLayer):
     def __init__(self, layer: QuantLinear):
         super().__init__(layer, Sliding())
 
-    def forward(self, input: Tensor, **given) -> Tensor:
-        if input.ndim > 2 and not input.numel():  # an image without pixels has no plan, a batch of none has
-            return super().forward(input.flatten(0, -2), **given).reshape(*input.shape[:-1], self.out_channels)
-        return super().forward(input, **given)
-
     def image(self, x: Tensor) -> Tensor:
         samples, tokens = (x.shape[0], math.prod(x.shape[1:-1])) if x.ndim > 1 else (1, 1)
         return x.reshape(samples, tokens, 1, x.shape[-1])
@@ -222,4 +220,4 @@ def packed(layer: Quantized) -> PackedLayer:
     """
     if type(layer) not in PACKED:
         raise NotPackable(f"no kernel for {type(layer).__name__}")
-    return PACKED[type(layer)](layer)
+    return PACKED[type(layer)](layer).eval()

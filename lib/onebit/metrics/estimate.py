@@ -35,6 +35,19 @@ def doubles(features: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(features, dtype=np.float64)
 
 
+def check_layout(a: ArrayLike, b: ArrayLike, names: str) -> None:
+    """That images (N, ...) and (M, ...) have the same size, axis by axis: channels first and last do not mix.
+
+    Axes of length 1 make no difference, and flat vectors fit images of as many values.
+
+    Raises    ValueError naming both shapes.
+    """
+    sizes = [[n for n in np.shape(x)[1:] if n != 1] for x in (a, b)]
+    flat = min(map(len, sizes)) < 2 and math.prod(sizes[0]) == math.prod(sizes[1])
+    if sizes[0] != sizes[1] and not flat:
+        raise ValueError(f"{names} differ in size or in the order of their axes: {np.shape(a)} and {np.shape(b)}")
+
+
 def bootstrap(values: ArrayLike, protocol: str, seed: int = 0) -> Estimate:
     """Mean of one value per image, with the percentile interval over resampled images (scipy.stats.bootstrap).
 

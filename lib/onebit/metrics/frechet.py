@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .estimate import GROUPS, Estimate, doubles, jackknife
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Gaussian:
     """Mean and covariance of a feature set.
 

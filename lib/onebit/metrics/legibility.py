@@ -47,9 +47,10 @@ def majority(labels_by_judge: ArrayLike) -> NDArray[np.int64]:
     Raises    ValueError as `agreement`.
     """
     labels = _panel(labels_by_judge)
-    votes = _votes(labels, int(labels.max()) + 1)
+    named, which = np.unique(labels, return_inverse=True)
+    votes = _votes(which.reshape(labels.shape), len(named))
     most = votes.max(axis=1, keepdims=True)
-    return np.where((votes == most).sum(axis=1) == 1, votes.argmax(axis=1), NO_CLASS)
+    return np.where((votes == most).sum(axis=1) == 1, named[votes.argmax(axis=1)], NO_CLASS)
 
 
 def fleiss_kappa(labels_by_judge: ArrayLike, k: int = 10) -> Estimate:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .estimate import CONFIDENCE, Estimate, bootstrap, doubles, jackknife, share
+from .estimate import CONFIDENCE, Estimate, bootstrap, check_layout, doubles, jackknife, share
 from .neighbours import nearest
 
 # as published --------------------------------------------------------------------------------------------------------
@@ -28,6 +28,7 @@ def published_memorization(
     Source    source 000, simple_bench_trainer.py 215-237 ("Memorization Score").
     """
     x, y = _images(samples, "samples", n), _images(train, "train", subset)
+    check_layout(samples, train, "samples and train")
     rng = np.random.default_rng(seed)
     means = [nearest(_draw(x, n, rng), _draw(y, subset, rng))[0].mean() for _ in range(draws)]
     return _single_draws(means, n, f"mean distance of {n} samples to the nearest of {subset} random training images, "

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .estimate import check_layout
+
 SPARE = 8  # candidates kept beyond k; more than a few are rarely needed, and any number is correct
 ROWS = 4096  # references converted at once
 BLOCK = 2**23  # float64 differences held at once: 64 MiB
@@ -30,9 +32,11 @@ def nearest(
     Units     Euclidean; images in pixels of [0, 1] (grey levels / 255), features in their own units.
     Memory    about 4 chunk M bytes for products and 4 M D for the references, on `device`.  Chunk and device change
               speed and nothing else.
-    Raises    ValueError for inputs that are empty, NaN, of other types or of different sizes; k not in 1..M; chunk < 1.
+    Raises    ValueError for inputs that are empty, NaN, of other types, of different sizes or
+              axes; k not in 1..M; chunk < 1.
     """
     q, r = _vectors(queries, "queries"), _vectors(references, "references")
+    check_layout(queries, references, "queries and references")
     if q.dtype.is_floating_point != r.dtype.is_floating_point or q.shape[1] != r.shape[1]:
         raise ValueError(f"queries and references differ: {q.dtype} {tuple(q.shape)}, {r.dtype} {tuple(r.shape)}; "
                          f"give both as uint8 images of one size or both as features (N, D)")

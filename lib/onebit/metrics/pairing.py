@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .classes import CLASSES, as_classes
-from .estimate import Estimate, bootstrap, doubles, share
+from .estimate import Estimate, bootstrap, check_layout, doubles, share
 from .legibility import NO_CLASS
 
 ALIKE = 1e-6  # of the largest norm: nearer than that, the expansion of |a - b|^2 is rounding
@@ -22,6 +22,7 @@ def paired_distance(a: ArrayLike, b: ArrayLike) -> Estimate:
     Source    this work, notebook 06.
     """
     x, y = _flat(a), _flat(b)
+    check_layout(a, b, "a and b")
     if x.shape != y.shape or len(x) < 3:
         raise ValueError(f"need two sets of at least 3 images in the same order, got {x.shape} and {y.shape}")
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T

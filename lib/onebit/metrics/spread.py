@@ -106,15 +106,18 @@ def spread_power(values: pd.DataFrame, times: float = 3.0, share: float = 0.25, 
     NaN where fewer than two rows have two seeds.
 
     Shapes    values: as `common_spread`.
+    Raises    ValueError for a share outside of 0..1, 0 excluded; of any other at least one row is loud.
     Error     sqrt(power (1 - power) / draws), at most 0.011 by default.
     Source    Bartlett 1937; scipy.stats.bartlett; this work.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in 0..1, 0 excluded, got {share}")
     seeds = values.notna().sum().to_numpy()
     seeds = seeds[seeds > 1]
     if len(seeds) < 2:
         return float("nan")
     random = np.random.default_rng(0)
-    loud = random.permuted(np.tile(np.arange(len(seeds)) < round(share * len(seeds)), (draws, 1)), axis=1)
+    loud = random.permuted(np.tile(np.arange(len(seeds)) < max(1, round(share * len(seeds))), (draws, 1)), axis=1)
     rows = [random.standard_normal((draws, n)) * np.where(of, times, 1.0)[:, None]
             for n, of in zip(seeds, loud.T, strict=True)]
     return float((scipy.stats.bartlett(*rows, axis=1).pvalue <= 0.05).mean())

@@ -44,7 +44,11 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
         unknown("ternary", ternary, TERNARY)
     model = getattr(model, "_orig_mod", model)  # what torch.compile was given
     layers, how = quantized_layers(model), getattr(model, "recipe", None)
-    how = how if isinstance(how, Recipe) else Recipe()  # a float network may have another thing of that name
+    if not isinstance(how, Recipe):
+        how = Recipe()  # a float network may have another thing of that name
+        inside = [name for name, module in model.named_modules() if isinstance(getattr(module, "recipe", None), Recipe)]
+        if inside:
+            raise ValueError(f"this is not the module that recipes.quantize was given: pack its part {inside[0]}")
     _check_layers(model, layers, how)
     _check_parts(model, {_key(name, "bias") for name in layers} if how.drop_bias else set())
     packed = {name: _packed(name, layer, ternary, exact) for name, layer in layers.items()}
@@ -183,7 +187,7 @@ class _Uninitialised(TorchFunctionMode):
 
 def _rebuilt(header: dict[str, Any], model: nn.Module | None) -> nn.Module:
     """The network of a header with its layers swapped, every parameter still to be filled."""
-    how = recipe(header["recipe"])
+    how, model = recipe(header["recipe"]), getattr(model, "_orig_mod", model)  # what torch.compile was given
     with torch.random.fork_rng(devices=[]):  # loading moves nobody's random numbers
         if model is None:
             if header["net"] is None:

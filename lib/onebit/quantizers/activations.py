@@ -192,7 +192,9 @@ class Insta(ActivationRule):
         self.bias = nn.Parameter(layer.weight.new_zeros(self.channels))
 
     def threshold(self, x: Tensor) -> Tensor:
-        """th, (B, C, 1, 1), (B, 1, C) or (B, C)."""
+        """th, (B, C, 1, 1), (B, 1, C), (B, C) or (C,)."""
+        if x.ndim == 1:
+            return self.threshold(x[None])[0]
         places = math.prod(x.shape[1:-1])  # of a Linear; -1 would not do for an empty batch
         image = x if self.spatial else x.reshape(len(x), places, self.channels).transpose(1, 2)[..., None]
         z = self.norm(image.to(self.norm.running_mean.dtype))

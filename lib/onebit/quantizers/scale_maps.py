@@ -191,5 +191,5 @@ class RankOneMap(MapRule):
         for name in ("alpha", "beta", "gamma"):  # of a fresh rule they are still to be made
             saved = state_dict.get(prefix + name)
             if saved is not None and getattr(self, name) is None:
-                setattr(self, name, nn.Parameter(torch.empty_like(saved, device=self.weight_scale.device)))
+                setattr(self, name, nn.Parameter(self.weight_scale.new_empty(saved.shape)))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -25,11 +25,13 @@ class Clock:
 
     timestep: Tensor | None = None
     passing = False  # whether the call is one without gradient, of which there is no backward pass
+    place = 1  # of the timestep among a call's arguments
 
     def __init__(self, model: nn.Module | None = None):
         takes = inspect.signature(model.forward).parameters.values() if model is not None else ()
         names = [one.name for one in takes if one.kind is one.POSITIONAL_OR_KEYWORD]
-        self.place = names.index("timestep") if "timestep" in names else 1
+        if "timestep" in names:
+            self.place = names.index("timestep")
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.passing = not torch.is_grad_enabled()
@@ -98,10 +100,12 @@ class ActivationRule(nn.Module):
 
 
 class DataInitialised(ActivationRule):
-    """A rule that takes its first parameters from the first batch, not an empty one, that it sees in training mode.
+    """A rule that takes its first parameters from the first batch that it sees in training mode; from none that is
+    empty, all zero or not finite, which tells nothing.
 
-    Whether it has done so is saved with the parameters, in the buffer `initialised`; a Python flag mirrors the buffer,
-    so that a forward pass does not wait for the device.
+    Copies that are made before that batch, for averaged weights or by DistributedDataParallel, know nothing of it:
+    run one batch first.  Whether it has done so is saved with the parameters, in the buffer `initialised`; a Python
+    flag mirrors the buffer, so that a forward pass does not wait for the device.
 
     Raises    RuntimeError in eval mode before any training batch.
     """
@@ -132,7 +136,7 @@ class DataInitialised(ActivationRule):
                     f"{type(self).__name__} takes its step from the first batch in training mode, and has seen none: "
                     "run one training step first, or load the state of a trained model"
                 )
-            if not x.numel():
+            if not (x.any() and x.isfinite().all()):
                 return
             self.initialise(x)
             self.initialised.fill_(True)
