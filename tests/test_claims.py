@@ -530,3 +530,15 @@ def test_figures_and_pages_count_verdicts_alike(verdict, counted):
 def test_what_is_no_verdict_is_not_counted():
     with pytest.raises(ValueError, match="'probably' is no verdict"):
         claims.state("probably")
+
+
+def test_a_rule_is_explained_as_its_docstring_says_it():
+    assert claims.explained(claims.by_count).splitlines()[2:8] == [
+        "| verdict | when |", "| --- | --- |",
+        "| *reproduced* | all of them, for sure: the interval begins at `claimed` |",
+        "| *direction only* | some of them for sure, and not all: it begins at 1 or more, and ends below `claimed` |",
+        "| *contradicted* | none: it ends below 1 |",
+        "| *not testable here* | without an interval (one seed), or otherwise |"]
+    text = claims.explained(claims.by_value)
+    assert r"\|measured - published\| <= tolerance * \|published\|, and no more than half the way from there to" in text
+    assert "Raises" not in text and text.count("\n| *") == 3 and text.endswith("both intervals are the number itself.")

@@ -18,6 +18,7 @@ from .rules import (
     by_ratio,
     by_threshold,
     by_value,
+    explained,
     given,
     of_one_run,
     state,
@@ -26,5 +27,5 @@ from .source import SOURCES, Claim, load
 
 __all__ = ["COLUMNS", "CONTRADICTED", "DIRECTION_ONLY", "LENIENCE", "MEASURED", "NOT_REPRODUCED", "NOT_TESTABLE",
            "REPRODUCED", "SOURCES", "TOO_WIDE", "VERDICTS", "Claim", "assemble", "bounds", "by_count", "by_ratio",
-           "by_threshold", "by_value", "decide", "given", "load", "of_one_run", "retake", "row", "sensitivity", "state",
-           "summary"]
+           "by_threshold", "by_value", "decide", "explained", "given", "load", "of_one_run", "retake", "row",
+           "sensitivity", "state", "summary"]

@@ -1,6 +1,9 @@
 """The rules that decide a claim: by value, by ratio or difference, by threshold, by count."""
 
+import inspect
 import math
+import re
+from collections.abc import Callable
 
 from ..metrics.estimate import Estimate
 
@@ -187,3 +190,18 @@ def _comparable(published: float, tolerance: float) -> None:
         raise ValueError(f"published is {published}: use by_threshold where the source prints no number")
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance has to be zero or more, got {tolerance}")
+
+
+def explained(rule: Callable) -> str:
+    """What the docstring of a rule says, in Markdown: its question, a table of verdicts, and its remarks."""
+    before, rows, after = [], [], []
+    for line in inspect.getdoc(rule).split("\nRaises")[0].splitlines():
+        text = line.strip().replace("|", r"\|")
+        if found := re.match(r"    (\S.*?)  +(.*)", line.replace("|", r"\|")):
+            rows.append([f"*{found[1]}*", found[2]])
+        elif line.startswith("    "):
+            rows[-1][1] += f" {text}"
+        else:
+            (after if rows else before).append(line)
+    table = [["verdict", "when"], ["---", "---"], *rows]
+    return "\n".join([*before, *(f"| {verdict} | {when} |" for verdict, when in table), *after]).strip()
