@@ -95,7 +95,7 @@ def curves(frame: pd.DataFrame, y: str, label: str) -> Figure:
                      **style)
         ax.set(title=net, yscale="log", ylabel=label)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=30))  # a power of ten alone is too coarse
-        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_major_formatter(lambda x, _: np.format_float_positional(float(f"{x:.3g}"), trim="-"))
         ax.minorticks_off()
     return figure
 
