@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..audit import audit
 from . import evaluation, fitted, results
 from .run import Run
 from .sources import Samples
@@ -205,5 +206,5 @@ def _bytes(run: Run) -> dict[str, int]:
         run = replace(run, recipe=fitted.recipe("nearest", BITS))
     model = results.weights(run)
     found = file_bytes(run, model)
-    return {"parameters": sum(p.numel() for p in model.parameters()),
+    return {"parameters": audit(model).parameters,  # without what rules learn, of which a packed file keeps the scales
             "bytes": found["float16_bytes" if run.recipe == "fp16" else "packed_bytes"]}
