@@ -18,6 +18,7 @@ from . import claims
 from .claims import NOT_TESTABLE
 from .claims.rules import UNDECIDED
 from .files import replacing, write_text
+from .report import cell as printed
 
 CLAIMS_START, CLAIMS_END = "<!-- claims, written by make publish -->", "<!-- end of claims -->"
 
@@ -127,15 +128,15 @@ def _rows(rows: pd.DataFrame) -> str:
 
 def published_text(row: Any) -> str:
     """The published number of a row of the ledger, "-" where the source gives none."""
-    return "-" if row.published != row.published else f"{row.published:.4g}"
+    return "-" if row.published != row.published else printed(row.published, 4)
 
 
 def measured_text(row: Any) -> str:
     """The measured number of a row of the ledger and its interval, if any; "-" if nothing was measured."""
     if row.measured != row.measured:
         return "-"
-    interval = f" [{row.ci_low:.3g}, {row.ci_high:.3g}]" if row.ci_low == row.ci_low else ""
-    return f"{row.measured:.3g}{interval}"
+    interval = f" [{printed(row.ci_low, 3)}, {printed(row.ci_high, 3)}]" if row.ci_low == row.ci_low else ""
+    return f"{printed(row.measured, 3)}{interval}"
 
 
 def _injected(cell: NotebookNode) -> bool:

@@ -47,11 +47,11 @@ def folder_of(dataset: str, profile: str) -> Path:
 def _page(frame: pd.DataFrame, digits: int) -> str:
     """A table in Markdown, its numbers with `digits` significant digits, but all of those before the point."""
     sides = ["right" if is_numeric_dtype(frame[column]) else "left" for column in frame]
-    shown = frame.astype(object).map(functools.partial(_cell, digits=digits)).rename(columns=_cell)
+    shown = frame.astype(object).map(functools.partial(cell, digits=digits)).rename(columns=cell)
     return shown.to_markdown(index=False, disable_numparse=True, colalign=sides)
 
 
-def _cell(value: object, digits: int = 4) -> str:
+def cell(value: object, digits: int = 4) -> str:
     """Texts so that Markdown leaves them alone: recipes hold "|", which ends a cell, and "*", which slants it."""
     if isinstance(value, Real) and math.isfinite(value) and round(abs(value)) >= min(THOUSAND, 10**digits):
         return f"{value:,.0f}"
