@@ -151,7 +151,7 @@ def test_a_padded_pixel_has_the_planes_of_zero(bits, margin):
 def test_convolutions_of_all_codes_are_the_exact_integers(bits):
     """5x5 inputs of random codes at the borders too, against float64."""
     layer = nn.Conv2d(37, 11, 3, padding=1, bias=False)
-    layer = quantized(layer, f"lsq:{bits}", torch.zeros(1, 37, 5, 5), "sign")
+    layer = quantized(layer, f"lsq:{bits}", torch.ones(1, 37, 5, 5), "sign")
     with torch.no_grad():
         layer.activation.step.fill_(1.0)
     x = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (2, 37, 5, 5), generator=generator()).double()
