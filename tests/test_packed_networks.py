@@ -226,6 +226,13 @@ def test_a_wrapper_is_told_which_of_its_parts_to_pack(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_wrapper_around_a_float_control_is_a_float_network(tmp_path):
+    wrapper = nn.Sequential(built(how="fp16"))
+    save_packed(wrapper, tmp_path / "m")
+    loaded = load_packed(tmp_path / "m", nn.Sequential(nets.build("unet", 4)))
+    assert loaded.state_dict().keys() == wrapper.state_dict().keys()
+
+
 def test_a_compiled_network_is_filled_inside(tmp_path):
     _, path = packed(tmp_path)
     anew = nets.build("unet", 4)

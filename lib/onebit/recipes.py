@@ -8,9 +8,8 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 
+from . import _refusals as refusals
 from ._recipe import ENDS, Recipe, changes
 from .audit import Audit, audit
 from .connections import CONNECTIONS, install
@@ -26,9 +25,6 @@ TIME_MLP = ("time_mlp*", "time_embed*", "time_embedding*", "timestep_embedder*")
 HIGH_RESOLUTION = tuple(
     (pattern, "ebb") for pattern in ("down.[01].*", "up.[12].*", "down_blocks.[01].*", "up_blocks.[23].*")
 )
-# torchvision's and diffusers' modules that compute with the weights of their own layers and do not call these
-READ_WEIGHTS = {"ShiftedWindowAttention", "ShiftedWindowAttention3d", "FirUpsample2D", "FirDownsample2D",
-                "HunyuanDiTAttentionPool"}
 STRICT = Recipe(weights="centred", keep=("*time*",), ends="float")
 BASE = Recipe(weights="learned-scale", keep=TIME_MLP, ends="int8")  # the BinaryDM baseline
 W1A1 = Recipe(weights="xnor", activations="xnor", keep=TIME_MLP, ends="float")
@@ -111,15 +107,15 @@ def quantize(
     if not isinstance(how, Recipe):
         raise ValueError(f"a recipe is a name, a text or a Recipe, got {how!r}")
     example = (example,) if isinstance(example, Tensor) else example
-    _check_model(model)
+    refusals.check_model(model)
     layers = weight_layers(model)
     if any(isinstance(layer, Quantized) for layer in layers.values()):
         raise ValueError("the model is quantized already; build a new one for another recipe")
     if how.weights != "none":
         clock = Clock(model)
         chosen = chosen_layers(model, how)
-        _check_called(model, {layers[name]: name for name in chosen})
-        _check_shared(model, layers, chosen)
+        refusals.check_called(model, {layers[name]: name for name in chosen})
+        refusals.check_shared(model, layers, chosen)
         parts = _build(layers, chosen, clock)  # everything before the first swap
         connections = specs.build("connections", CONNECTIONS, how.connections, model)
         if prepare and example is None and any(hasattr(own["activation"], "prepare") for own in parts.values()):
@@ -194,7 +190,7 @@ def _reached(known: dict[str, str], patterns: tuple[str, ...]) -> set[str]:
 def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple[str, ...]]], clock: Clock) -> dict:
     """The modules that the chosen layers get, by layer and attribute; no layer is touched."""
     for name in chosen:
-        _check_kind(name, layers[name])
+        refusals.check_kind(name, layers[name])
     parts = {}
     for name, rules in chosen.items():
         try:
@@ -202,54 +198,6 @@ def _build(layers: dict[str, nn.Module], chosen: dict[str, tuple[str, str, tuple
         except ValueError as error:
             raise ValueError(f"cannot quantize {name}: {error}") from error
     return parts
-
-
-def _check_model(model: nn.Module) -> None:
-    """What would otherwise fail after the swap."""
-    if hasattr(type(model), "recipe") or any(
-            "recipe" in held for held in (model._modules, model._parameters, model._buffers)):
-        raise ValueError(f"{type(model).__name__} has a part named `recipe`, where the model's recipe would go: give "
-                         "that another name, or put the model into a wrapper")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor):
-            raise ValueError(f"{name} has no shape yet: run one forward pass first")
-
-
-def _check_called(model: nn.Module, chosen: dict[nn.Module, str]) -> None:
-    for parent in model.modules():
-        kinds = {kind.__name__ for kind in type(parent).__mro__} & READ_WEIGHTS
-        for layer in parent.children() if kinds else ():
-            if layer in chosen:
-                raise ValueError(f"cannot quantize {chosen[layer]}: {type(parent).__name__} computes with its `weight` "
-                                 "and never calls it, so that it would stay float; name it in `keep`")
-
-
-def _check_shared(model: nn.Module, layers: dict[str, nn.Module], chosen: dict) -> None:
-    """A weight is stored once: in bits, or in float."""
-    quantized = {id(layers[name].weight): name for name in chosen}
-    inside = {layers[name] for name in chosen}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if module not in inside and id(parameter) in quantized:
-                raise ValueError(f"cannot quantize {quantized[id(parameter)]}: {name}, which stays float, uses its "
-                                 "weight as well; name both in `keep`, or give it a copy")
-
-
-def _check_kind(name: str, layer: nn.Module) -> None:
-    if type(layer) not in SWAPS:
-        kind = type(layer).__name__
-        mend = "remove that (torch.nn.utils.parametrize), or " if is_parametrized(layer) else ""
-        raise ValueError(f"cannot quantize {name}: {kind} is a subclass of a layer type; {mend}name it in `keep`")
-    if "forward" in vars(layer):  # as accelerate's hooks put it there: it would be called in place of the class's
-        raise ValueError(f"cannot quantize {name}: it has a `forward` of its own, set by a hook (device_map, "
-                         "cpu_offload), that would go on computing in float; remove that hook first "
-                         "(accelerate.hooks.remove_hook_from_module), or name it in `keep`")
-    if "weight" not in layer._parameters:
-        raise ValueError(f"cannot quantize {name}: a hook makes its weight anew in every call (weight_norm, "
-                         "spectral_norm, prune): remove that, or name it in `keep`")
-    if isinstance(layer, nn.ConvTranspose2d) and layer.groups != 1:  # output channels lie on axes 0 and 1 together
-        raise ValueError(f"cannot quantize {name}: no rule has scales for a ConvTranspose2d with groups="
-                         f"{layer.groups}; name it in `keep`")
 
 
 def _parts(layer: nn.Module, weights: str, activations: str, outputs: tuple[str, ...], clock: Clock) -> dict:

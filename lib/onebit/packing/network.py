@@ -47,7 +47,7 @@ def save_packed(model: nn.Module, path: str | Path, ternary: str = "slots", exac
     if not isinstance(how, Recipe):
         how = Recipe()  # a float network may have another thing of that name
         inside = [name for name, module in model.named_modules() if isinstance(getattr(module, "recipe", None), Recipe)]
-        if inside:
+        if layers and inside:
             raise ValueError(f"this is not the module that recipes.quantize was given: pack its part {inside[0]}")
     _check_layers(model, layers, how)
     _check_parts(model, {_key(name, "bias") for name in layers} if how.drop_bias else set())
