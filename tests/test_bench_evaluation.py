@@ -46,7 +46,8 @@ def test_the_plain_sampler_draws_the_same_images(monkeypatch):
 def test_every_pair_runs_and_counts_images():
     assert rivals.neighbour_rates(once, SMALL, rivals.brute_force, 0.0) == (12, 24)
     assert rivals.frechet_rates(once, SMALL, 0.0) == (1, 2)
-    assert rivals.sampling_rates(once, SMALL, 0.0) == (2, 4)
+    for precision in ("float32", "bfloat16"):
+        assert rivals.sampling_rates(precision, once, SMALL, 0.0) == (2, 4)
 
 
 def test_a_missing_rival_is_named(monkeypatch):

@@ -20,6 +20,7 @@ from onebit.study import (
     cache,
     evaluation,
     families,
+    graph,
     judging,
     results,
 )
@@ -82,6 +83,20 @@ def test_packed_samples_are_compared_with_dense_ones_pixel_by_pixel(protocol, mo
     assert found["mean_difference"].value == pytest.approx((0 + 1 + 1.5 + 100 / 256) / 4)
     assert found["pixels_equal"].value == pytest.approx((1 + 0 + 0.5 + 255 / 256) / 4)
     assert found["images_equal"].value == 0.5 and found["images_equal"].n == 4
+
+
+def test_images_in_bfloat16_are_compared_with_those_of_the_same_noise_in_float32(protocol):
+    usual = SampleSpec("ddim", 4, N)
+    rounded = replace(usual, precision="bfloat16")
+    found = values("rounding", Samples(TINY, rounded), protocol)
+    pairs = [results.samples(TINY, request) for request in (usual, rounded)]
+    assert not torch.equal(*pairs)
+    a, b = (look(judging.judge(protocol.judge), images)[1].argmax(1) for images in pairs)
+    assert found["same_class"] == pytest.approx((a == b).double().mean().item())
+    assert found["paired_distance"] == metrics.paired_distance(*pairs).value < 0.2
+    entry = evaluation.entry("rounding", Samples(TINY, rounded), protocol)
+    needed = {needed.name for needed in graph._reads(entry)}
+    assert {results.samples_entry(TINY, request).name for request in (usual, rounded)} <= needed
 
 
 def test_every_control_is_what_it_says():

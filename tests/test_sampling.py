@@ -1,6 +1,7 @@
 """Samplers against float64 implementations of the papers' equations; images that depend on nothing else."""
 
 import copy
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from onebit import nets, sampling
-from onebit.diffusion import noise_loss
+from onebit.diffusion import SCHEDULE, noise_loss
 from onebit.errors import Diverged
 from onebit.objective import Objective
 from onebit.recipes import quantize
@@ -205,6 +206,7 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
     ({"batch": -5}, "batch must be .* got -5"),
     ({"shape": (28, 28)}, r"shape must be \(C, H, W\), .*such as \(1, 28, 28\), got \(28, 28\)"),
     ({"shape": (1, 0, 28)}, "three positive sizes"),
+    ({"precision": "half"}, "float32.*bfloat16"),
     ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
 ])
 def test_bad_requests_name_what_is_valid(options, message):
@@ -228,6 +230,35 @@ def test_a_network_of_another_precision_is_trained_and_sampled_in_its_own(net, r
     assert abs(ours - theirs) < apart
     drawn = [sample(network, [torch.tensor(3), 5], shape=(1, 8, 8), steps=2) for network in (model, other)]
     assert drawn[1].dtype == torch.float32 and (drawn[0] - drawn[1]).abs().mean() < apart
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_bfloat16_layers_are_rounded_and_the_sampler_is_not(threads, monkeypatch):
+    """As the textbook loop that calls the network under autocast and keeps x in float32."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 1, 3, padding=1)).eval()
+
+    class Timeless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.seen = model, []
+
+        def forward(self, x, timestep):
+            return self.layers(x)
+
+    drawn = {precision: sample(Timeless(), 16, shape=SHAPE, steps=5, precision=precision)
+             for precision in ("float32", "bfloat16")}
+    x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators(0, range(16))])
+    alpha_bar = [*SCHEDULE.alpha_bar[[999, 799, 599, 399, 199]].tolist(), 1.0]
+    for now, after in itertools.pairwise(alpha_bar):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            noise = model(x)
+        assert noise.dtype == torch.bfloat16
+        x0 = (x - (1 - now) ** 0.5 * noise.float()) / now**0.5
+        x = after**0.5 * x0 + (1 - after) ** 0.5 * noise.float()
+    apart = (drawn["bfloat16"] - x.clamp(-1, 1)).abs()
+    assert apart.median() < 1e-5 and apart.mean() < 0.1 * (drawn["float32"] - drawn["bfloat16"]).abs().mean()
 
 
 def test_a_count_out_of_numpy_is_a_count():

@@ -68,6 +68,16 @@ def test_four_bit_networks_are_the_widest_whose_files_take_no_more_bytes_than_th
         assert sizes[0] <= allowed < sizes[1], recipe
 
 
+@pytest.mark.parametrize(("profile", "dataset"), [("smoke", "digits"), ("laptop", "mnist"), ("laptop", "digits")])
+def test_networks_of_two_and_three_bits_are_the_widest_whose_files_take_no_more_bytes_than_the_plain_one(
+        profile, dataset):
+    study = Study.named(profile, dataset)
+    allowed = _packed_bytes(study, study.profile.unet_width, narrow.PLAIN)
+    for bits, width in zip((2, 3), study.profile.few_bit_widths, strict=True):
+        sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", bits)) for wide in (width, width + 1)]
+        assert sizes[0] <= allowed < sizes[1], bits
+
+
 def _packed_bytes(study, width, recipe):
     run = replace(study.unet()[0], width=width, recipe=recipe)
     model, generator = nets.build("unet", width).eval(), torch.Generator().manual_seed(0)
@@ -99,6 +109,23 @@ def test_the_plain_rule_is_taken_a_part_at_a_time():
     assert b.weights == c.weights and replace(b, keep=c.keep, ends=c.ends) == c
 
 
+def test_at_the_plain_ones_bytes_networks_differ_in_bits_and_width_alone():
+    laptop = Study.named("laptop", "mnist")
+    (name, plain), *rounded = narrow.by_bits(laptop).items()
+    assert plain == narrow.plain(laptop) and name == "1 bit (plain), width 16"
+    assert [name for name, _ in rounded] == ["2 bits, width 11", "3 bits, width 9", "4 bits, width 8"]
+    for (_, runs), width in zip(rounded, (11, 9, 8), strict=True):
+        assert [run.trained for run in runs] == [replace(run, width=width) for run in laptop.unet()[:3]]
+    assert rounded[-1][1] == narrow.four_bit(laptop)[1]
+
+
+def test_the_first_network_is_compared_with_every_other():
+    frame = _networks({"one": (1, 79), "two": (2, 75), "four": (4, 76)}, one=(1, 4), two=(2, 2), four=(1, 2))
+    assert narrow.over_first(frame) == [("one", "two"), ("one", "four")]
+    found = narrow.ratios(frame, narrow.over_first(frame)).set_index(["rival", "measure"]).ratio
+    assert found["two", "frechet"] == pytest.approx(1) and found["four", "frechet"] == pytest.approx(math.sqrt(2))
+
+
 def test_networks_in_turn_are_compared_with_the_one_before():
     frame = _networks({"strict": (1, 104), "scaled": (1, 104), "plain": (1, 79)}, strict=(4, 4), scaled=(2, 1))
     assert narrow.in_turn(frame) == [("scaled", "strict"), ("plain", "scaled")]
@@ -111,7 +138,8 @@ def test_networks_in_turn_are_compared_with_the_one_before():
 def test_every_arm_of_equal_bytes_is_measured_alike_and_from_its_own_samples():
     laptop = Study.named("laptop", "mnist")
     jobs = {job.entry.name for job in narrow.jobs(laptop)}
-    measured = [*list(narrow.arms(laptop).values())[1:], *narrow.parts(laptop).values()]
+    measured = [*list(narrow.arms(laptop).values())[1:], *narrow.parts(laptop).values(),
+                *narrow.by_bits(laptop).values()]
     for run in (run for trained in measured for run in trained):
         for source in (laptop.reestimated(run), laptop.stochastic(run)):
             assert results.samples_entry(run, source.request).name in jobs
@@ -254,7 +282,23 @@ def test_packed_samples_are_a_result_of_their_own_beside_the_dense_ones():
         keys = {results.samples_entry(run, dense.request, packed=flag).key for flag in (False, True)}
         assert len(keys) == 2 and dense.spec != packed.spec and packed.request == dense.request
     names = [job.entry.name for job in agreement.jobs(STUDY)]
-    assert len(set(names)) == len(names) == len(rows) * (2 * (1 + len(agreement.FAMILIES)) + 1)  # and how far apart
+    packed = len(rows) * (2 * (1 + len(agreement.FAMILIES)) + 1)  # and how far apart
+    rounded = len(STUDY.strict_pair) * (2 * 2 + 1)
+    assert len(set(names)) == len(names) == packed + rounded
+
+
+def test_a_run_is_drawn_in_bfloat16_from_the_noise_of_its_usual_samples(monkeypatch):
+    run = STUDY.strict_pair[0]
+    usual, rounded = agreement.precisions(STUDY, run)
+    assert usual == STUDY.reestimated(run) and "precision" not in usual.spec["samples"]  # which keep their keys
+    assert rounded.request == replace(usual.request, precision="bfloat16")
+    distances = {"float32": Estimate(100.0, 90.0, 110.0, 5, ""), "bfloat16": Estimate(101.0, 90.0, 110.0, 5, "")}
+    apart = {"paired_distance": Estimate(0.1, 0.0, 0.2, 5, ""), "same_class": Estimate(0.9, 0.8, 1.0, 5, "")}
+    monkeypatch.setattr(Study, "evaluate", lambda self, family, source: Measured(
+        {"frechet": distances[source.request.precision]} if family == "headline" else apart, {}))
+    frame = agreement.in_bfloat16(STUDY)
+    assert len(frame) == len(STUDY.strict_pair) and set(frame.recipe) == {"fp16", "strict-1bit"}
+    assert frame.iloc[0][["float32", "bfloat16", "paired_distance", "same_class"]].tolist() == [100, 101, 0.1, 0.9]
 
 
 def test_metrics_apart_are_counted_in_half_widths(monkeypatch):

@@ -135,7 +135,8 @@ def evaluation_benches() -> list[Bench]:
         Bench(f"{found} against scikit-learn", "images/s", partial(search, bench_evaluation.brute_force)),
         Bench(f"{found} against faiss", "images/s", partial(search, bench_evaluation.flat_index)),
         Bench(f"frechet {size.features}", "1/s", partial(bench_evaluation.frechet_rates, interleaved, size)),
-        Bench(sampled, "images/s", partial(bench_evaluation.sampling_rates, interleaved, size)),
+        *(Bench(sampled + rounded, "images/s", partial(bench_evaluation.sampling_rates, precision, interleaved, size))
+          for precision, rounded in (("float32", ""), ("bfloat16", " in bfloat16"))),
     ]
 
 

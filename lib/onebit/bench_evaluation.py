@@ -82,12 +82,14 @@ def by_matrix_root(a: Gaussian, b: Gaussian) -> float:
     return float(shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(root).real)
 
 
-def sampling_rates(interleave: Interleave, size: Size, seconds: float) -> tuple[float, float]:
+def sampling_rates(
+    precision: str, interleave: Interleave, size: Size, seconds: float,
+) -> tuple[float, float]:
     """Images per second of our DDIM sampler, and of a plain float32 loop on a network in the default layout."""
     torch.manual_seed(0)
     plain = nets.build("unet", size.width).to(device()).eval()
     ours = nets.build("unet", size.width).to(device(), memory_format=torch.channels_last).eval()
-    rates = interleave(lambda: sample(ours, size.images, shape=(1, 28, 28), steps=size.steps),
+    rates = interleave(lambda: sample(ours, size.images, shape=(1, 28, 28), steps=size.steps, precision=precision),
                        lambda: plain_ddim(plain, size.images, size.steps), seconds)
     return rates[0] * size.images, rates[1] * size.images
 

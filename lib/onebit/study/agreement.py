@@ -1,6 +1,8 @@
-"""Do packed networks draw what the dense ones draw?  Pixel by pixel, and by every metric of notebooks 03 to 05."""
+"""Do packed networks draw what the dense ones draw, pixel by pixel, and by every metric of notebooks 03 to 05?  And
+networks that compute in bfloat16 what they draw in float32?"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,17 @@ def jobs(study: "Study") -> Iterator["Job"]:
                       partial(results.samples, run, source.request, packed=packed), shown=False)
             for family in FAMILIES + ("packing",) * packed:
                 yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+    for run in study.strict_pair:
+        for source, families in zip(precisions(study, run), (("headline",), ("headline", "rounding")), strict=True):
+            yield ablations.drawing(run, source.request, shown=False)
+            for family in families:
+                yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+
+
+def precisions(study: "Study", run: Run) -> tuple[Samples, Samples]:
+    """Samples of a run in float32, with batch-norm statistics estimated anew, and in bfloat16 from the same noise."""
+    usual = study.reestimated(run)
+    return usual, replace(usual, request=replace(usual.request, precision="bfloat16"))
 
 
 def metrics(study: "Study") -> "pd.DataFrame":
@@ -68,3 +81,19 @@ def pixels(study: "Study") -> "pd.DataFrame":
              for label, run in packed_rows(study).items()}
     return pd.DataFrame([{"label": label, "images": e["images_equal"].n} | {name: e[name].value for name in e}
                          for label, e in found.items()])
+
+
+def in_bfloat16(study: "Study") -> "pd.DataFrame":
+    """One row per training of the float and the strictly 1-bit U-Net: its distance in float32 and in bfloat16, and of
+    the two images of a noise how far apart they are (`metrics.paired_distance`) and how often judged as one class."""
+    import pandas as pd
+
+    rows = []
+    for run in study.strict_pair:
+        usual, rounded = precisions(study, run)
+        distances = {source.request.precision: study.evaluate("headline", source).estimates["frechet"].value
+                     for source in (usual, rounded)}
+        apart = study.evaluate("rounding", rounded).estimates
+        rows.append({"recipe": run.recipe, "seed": run.seed, **distances,
+                     **{name: e.value for name, e in apart.items()}})
+    return pd.DataFrame(rows)

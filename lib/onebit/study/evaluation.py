@@ -71,7 +71,7 @@ class Measured(NamedTuple):
 # families of metrics, functions in families.py; +1 whenever the same request would give other numbers
 VERSIONS = {"headline": 1, "neighbours": 1, "memorization": 1, "manifold": 1, "overfitting": 1, "distribution": 2,
             "texture": 1, "legibility": 1, "walking": 2, "calibrator": 2, "subset": 1, "activity": 2,
-            "mimicry": 1, "packing": 1, "divergence": 1, "denoising": 1,
+            "mimicry": 1, "packing": 1, "rounding": 1, "divergence": 1, "denoising": 1,
             "handover": 1, "copying": 1, "crossing": 1}
 
 

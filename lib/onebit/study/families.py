@@ -1,5 +1,6 @@
 """The families of metrics: which numbers answer which question.  Definitions and sources are in `onebit.metrics`."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -216,6 +217,14 @@ def packing(source: PackedSamples, protocol: Protocol, wait: bool) -> Measured:
         "pixels_equal": metrics.bootstrap((apart == 0).mean(1), "share of pixels, mean over images"),
         "images_equal": share(apart.max(1) <= 1, "share of images that are equal to one grey level"),
     }, {})
+
+
+def rounding(source: Samples, protocol: Protocol, wait: bool) -> Measured:
+    """How far images drawn in bfloat16 are from those of the same noise in float32, as notebook 06 compares arms."""
+    usual = replace(source, request=replace(source.request, precision="float32"))
+    labels = [seen(one, protocol.judge, wait)[1].argmax(1) for one in (usual, source)]
+    return Measured({"paired_distance": metrics.paired_distance(usual.images(wait), source.images(wait)),
+                     "same_class": metrics.label_agreement(*labels)}, {})
 
 
 def walking(walk: Walk, protocol: Protocol, wait: bool) -> Measured:

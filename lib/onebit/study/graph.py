@@ -1,7 +1,7 @@
 """Which results a result is made from, read from what its key is a hash of."""
 
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from . import cache, evaluation, judging, results
 from .cache import Entry
@@ -86,8 +86,8 @@ def _evaluated(spec: dict) -> Iterator[Entry]:
     if "run" in source:
         run, request = run_of(source["run"]), SampleSpec(**source["samples"])
         yield results.samples_entry(run, request, "kernels" in source)
-        if family == "packing":
-            yield results.samples_entry(run, request)
+        if family in ("packing", "rounding"):
+            yield results.samples_entry(run, replace(request, precision="float32"))
     if family in OF_THE_IMAGES:
         return
     yield judging.judge_entry(protocol.judge)

@@ -1,5 +1,5 @@
 """Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
-four bits; and what makes the smaller of the two the better one."""
+two to four bits; and what makes the smaller of the two the better one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import recipes
 from ..audit import audit
 from . import evaluation, fitted, results
 from .run import Run
@@ -30,6 +31,7 @@ MEASURES = {
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
 BITS = 4  # of the other rivals: float while they train, then rounded on data
+FEW_BITS = (2, 3)  # of those that stand beside the smaller 1-bit network alone
 PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
 SCALED = "strict-1bit weights=learned-scale"  # the strict network with the plain one's rule for its weights
 
@@ -42,8 +44,12 @@ def runs(study: "Study") -> list[Run]:
 def four_bit(study: "Study") -> list[list[Run]]:
     """The float U-Net at the profile's `four_bit_widths`, rounded to BITS on data once it is trained (`fitted.py`): the
     rivals of the strictly 1-bit network and of the plain one."""
-    recipe = fitted.recipe("calibrated", BITS)
-    return [[replace(run, recipe=recipe) for run in _of_width(study, width)] for width in study.profile.four_bit_widths]
+    return [_rounded(study, BITS, width) for width in study.profile.four_bit_widths]
+
+
+def few_bit(study: "Study") -> list[list[Run]]:
+    """The same of FEW_BITS, at the profile's `few_bit_widths`: further rivals of the plain one."""
+    return [_rounded(study, bits, width) for bits, width in zip(FEW_BITS, study.profile.few_bit_widths, strict=True)]
 
 
 def plain(study: "Study") -> list[Run]:
@@ -58,6 +64,10 @@ def scaled(study: "Study") -> list[Run]:
 
 def _in_one_bit(study: "Study", recipe: str) -> list[Run]:
     return [replace(run, recipe=recipe) for run in _seeds(study, "fp16")]
+
+
+def _rounded(study: "Study", bits: int, width: int) -> list[Run]:
+    return [replace(run, recipe=fitted.recipe("calibrated", bits)) for run in _of_width(study, width)]
 
 
 def _of_width(study: "Study", width: int) -> list[Run]:
@@ -75,7 +85,17 @@ def arms(study: "Study") -> dict[str, list[Run]]:
             f"1 bit (strict), width {width}": _seeds(study, "strict-1bit"),
             f"1 bit (plain), width {width}": plain(study),
             f"float, width {narrow[0].width}": narrow,
-            **{f"{BITS} bits, width {rounded[0].width}": rounded for rounded in four_bit(study)}}
+            **{_name(rounded): rounded for rounded in four_bit(study)}}
+
+
+def by_bits(study: "Study") -> dict[str, list[Run]]:
+    """The plain 1-bit U-Net, and what takes no more bytes at two, three and four bits, by name."""
+    rounded = [*few_bit(study), four_bit(study)[1]]
+    return {f"1 bit (plain), width {study.profile.unet_width}": plain(study), **{_name(runs): runs for runs in rounded}}
+
+
+def _name(rounded: list[Run]) -> str:
+    return f"{_bits(rounded[0])} bits, width {rounded[0].width}"
 
 
 def parts(study: "Study") -> dict[str, list[Run]]:
@@ -92,7 +112,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
     statistics estimated anew."""
     from .study import Job
 
-    for trained in (*arms(study).values(), scaled(study)):
+    for trained in (*arms(study).values(), scaled(study), *few_bit(study)):
         for run in trained:
             yield Job(results.training_entry(run.trained), partial(results.training, run.trained))
             for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(study, run).values()):
@@ -113,9 +133,9 @@ def _of(study: "Study", run: Run) -> dict[str, tuple[str, str, bool]]:
 
 
 def table(study: "Study", compared: dict[str, list[Run]]) -> "pd.DataFrame":
-    """One row per training of `arms` or `parts`: network, bits per weight, seed, parameters, bytes of its file, the
-    loss it ended with, and MEASURES; of the wide float network OF_WIDE alone, and no loss of what was rounded once it
-    was trained.
+    """One row per training of `arms`, `parts` or `by_bits`: network, bits per weight, seed, parameters, bytes of its
+    file, the loss it ended with, and MEASURES; of the wide float network OF_WIDE alone, and no loss of what was rounded
+    once it was trained.
 
     `bytes` is the packed file's size, of a float network its 16-bit file's.
     """
@@ -148,6 +168,12 @@ def in_turn(frame: "pd.DataFrame") -> list[tuple[str, str]]:
     """Networks of `table`, each with the one before it."""
     networks = list(frame.network.unique())
     return list(zip(networks[1:], networks, strict=False))
+
+
+def over_first(frame: "pd.DataFrame") -> list[tuple[str, str]]:
+    """The first network of `table` with each of the others as its rival."""
+    first, *others = frame.network.unique()
+    return [(first, other) for other in others]
 
 
 def ratios(frame: "pd.DataFrame", compared: list[tuple[str, str]]) -> "pd.DataFrame":
@@ -196,14 +222,14 @@ def loss_ratios(study: "Study") -> dict[int, float]:
 def _bits(run: Run) -> int:
     if run.recipe == "fp16":
         return 16
-    return 1 if run == run.trained else BITS
+    return 1 if run == run.trained else int(recipes.recipe(run.recipe).weights.removeprefix("lsq:"))
 
 
 def _bytes(run: Run) -> dict[str, int]:
     from .network_costs import file_bytes
 
     if run != run.trained:  # which code a weight takes does not change the file's size
-        run = replace(run, recipe=fitted.recipe("nearest", BITS))
+        run = replace(run, recipe=fitted.recipe("nearest", _bits(run)))
     model = results.weights(run)
     found = file_bytes(run, model)
     return {"parameters": audit(model).parameters,  # without what rules learn, of which a packed file keeps the scales

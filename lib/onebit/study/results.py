@@ -52,11 +52,12 @@ class SampleSpec:
     seed: int = 0
     average: bool = False  # the exponential moving average instead of the last weights
     reestimated: bool = False  # batch-norm statistics estimated anew, instead of those that training ended with
+    precision: str = "float32"  # that the network computes in, see `sampling.sample`
 
     @property
     def spec(self) -> dict:
         """What results are keyed by."""
-        return cache.described(self, "reestimated")
+        return cache.described(self, "reestimated", "precision")
 
 
 def new_model(run: Run, wait: bool = True) -> nn.Module:
@@ -233,7 +234,7 @@ def samples(run: Run, spec: SampleSpec, wait: bool = True, progress: bool = True
 
             model = to_packed(model.cpu())
         x = sampling.sample(model, spec.n, shape=shape, sampler=spec.sampler, steps=spec.steps, seed=spec.seed,
-                            progress=progress)
+                            progress=progress, precision=spec.precision)
         save_arrays(work / "samples.npz", images=data.to_uint8(x).numpy())
         return {}
 
