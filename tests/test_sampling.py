@@ -127,9 +127,31 @@ def dpm_solver(steps, seed, index):
     return x
 
 
+def sde_dpm_solver(steps, seed, index):
+    """SDE-DPM-Solver++(2M) (arXiv:2211.01095 Sec. 6): the exact solution of the SDE for a prediction of x0 that is
+    constant over a step and extrapolated from the last two; of first order at either end, sigma = 0 at the last."""
+    noise, ts = draws(seed, index, steps), grid(steps)
+    alpha, sigma = np.sqrt(ALPHA_BAR[ts]), np.sqrt(1 - ALPHA_BAR[ts])
+    lam = np.log(alpha / sigma)
+    x, before = noise[0], None
+    for i, t in enumerate(ts):
+        x0 = (x - sigma[i] * eps(x, t)) / alpha[i]
+        if i + 1 == len(ts):
+            return x0
+        h, data = lam[i + 1] - lam[i], x0
+        if before is not None:
+            data = x0 + (x0 - before) * h / (2 * (lam[i] - lam[i - 1]))
+        decay = np.exp(-2 * h)
+        x = sigma[i + 1] / sigma[i] * np.exp(-h) * x + alpha[i + 1] * (1 - decay) * data
+        x = x + sigma[i + 1] * np.sqrt(1 - decay) * noise[i + 1]
+        before = x0
+    return x
+
+
 @pytest.mark.parametrize(("name", "oracle", "steps"), [
     ("ddpm", ddpm, 1000), ("ddim", ddim, 50), ("ddim", ddim, 8), ("pndm", pndm, 20), ("dpm-solver++", dpm_solver, 12),
-    ("dpm-solver++", dpm_solver, 20), ("ddim-eta1", ddim_eta1, 50), ("ddim-eta1", ddim_eta1, 8),
+    ("dpm-solver++", dpm_solver, 20), ("sde-dpm-solver++", sde_dpm_solver, 12),
+    ("sde-dpm-solver++", sde_dpm_solver, 20), ("ddim-eta1", ddim_eta1, 50), ("ddim-eta1", ddim_eta1, 8),
 ])
 def test_a_whole_trajectory_follows_the_papers_equations(name, oracle, steps):
     got = sample(Toy(), [3, 8], shape=SHAPE, sampler=name, steps=steps, seed=5).double().numpy()

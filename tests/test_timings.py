@@ -69,13 +69,12 @@ def test_four_bit_networks_are_the_widest_whose_files_take_no_more_bytes_than_th
 
 
 @pytest.mark.parametrize(("profile", "dataset"), [("smoke", "digits"), ("laptop", "mnist"), ("laptop", "digits")])
-def test_networks_of_two_and_three_bits_are_the_widest_whose_files_take_no_more_bytes_than_the_plain_one(
-        profile, dataset):
+def test_the_three_bit_network_is_the_widest_whose_file_takes_no_more_bytes_than_the_plain_one(profile, dataset):
     study = Study.named(profile, dataset)
     allowed = _packed_bytes(study, study.profile.unet_width, narrow.PLAIN)
-    for bits, width in zip((2, 3), study.profile.few_bit_widths, strict=True):
-        sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", bits)) for wide in (width, width + 1)]
-        assert sizes[0] <= allowed < sizes[1], bits
+    width = study.profile.three_bit_width
+    sizes = [_packed_bytes(study, wide, fitted.recipe("nearest", 3)) for wide in (width, width + 1)]
+    assert sizes[0] <= allowed < sizes[1]
 
 
 def _packed_bytes(study, width, recipe):
@@ -113,10 +112,11 @@ def test_at_the_plain_ones_bytes_networks_differ_in_bits_and_width_alone():
     laptop = Study.named("laptop", "mnist")
     (name, plain), *rounded = narrow.by_bits(laptop).items()
     assert plain == narrow.plain(laptop) and name == "1 bit (plain), width 16"
-    assert [name for name, _ in rounded] == ["2 bits, width 11", "3 bits, width 9", "4 bits, width 8"]
-    for (_, runs), width in zip(rounded, (11, 9, 8), strict=True):
+    assert [name for name, _ in rounded] == ["3 bits, width 9", "4 bits, width 8"]
+    for (_, runs), width in zip(rounded, (9, 8), strict=True):
         assert [run.trained for run in runs] == [replace(run, width=width) for run in laptop.unet()[:3]]
-    assert rounded[-1][1] == narrow.four_bit(laptop)[1]
+    three, four = (runs for _, runs in rounded)
+    assert four == narrow.four_bit(laptop)[1] and three[0].recipe == fitted.recipe("calibrated", 3)
 
 
 def test_the_first_network_is_compared_with_every_other():

@@ -45,21 +45,28 @@ def _pndm(common: dict):
     return PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, timestep_spacing="trailing", **common)
 
 
-def _dpm_solver(common: dict):
+def _dpm_solver(common: dict, algorithm: str = "dpmsolver++"):
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     return DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True, final_sigmas_type="zero",
+        algorithm_type=algorithm, solver_order=2, lower_order_final=True, final_sigmas_type="zero",
         timestep_spacing="trailing", **common,
     )
+
+
+def _sde_dpm_solver(common: dict):
+    return _dpm_solver(common, "sde-dpmsolver++")
 
 
 # "trailing" everywhere: every grid starts at T-1, where training ended up; diffusers' default grids never visit it
 SAMPLERS: dict[str, Callable] = {
     "ddpm": _ddpm, "ddim": _ddim, "ddim-eta1": _ddim, "pndm": _pndm, "dpm-solver++": _dpm_solver,
+    "sde-dpm-solver++": _sde_dpm_solver,
 }
-STOCHASTIC = {"ddpm": {}, "ddim-eta1": {"eta": 1.0}}  # draw noise on their way; what their steps are told beside
-WITH_HISTORY = ("pndm", "dpm-solver++")  # cannot be entered halfway: a step needs what earlier ones predicted
+# draw noise on their way; what their steps are told beside
+STOCHASTIC = {"ddpm": {}, "ddim-eta1": {"eta": 1.0}, "sde-dpm-solver++": {}}
+# cannot be entered halfway: a step needs what earlier ones predicted
+WITH_HISTORY = ("pndm", "dpm-solver++", "sde-dpm-solver++")
 # diffusers takes t - T // steps for the next timestep of these, which leaves their grid where steps do not divide T
 STRIDED = ("ddim", "ddim-eta1", "pndm")
 
@@ -69,7 +76,8 @@ def scheduler(sampler: str, steps: int):
 
     `ddpm`: ancestral, variance beta_t, no clipping (source 000).  `ddim`: eta = 0 (arXiv:2010.02502 Eq. 12);
     `ddim-eta1`: the same with eta = 1 (Eq. 16), fresh noise at every step.
-    `pndm`: PLMS (arXiv:2202.09778 Eq. 11-12).  `dpm-solver++`: second-order multistep (arXiv:2211.01095 Alg. 2).
+    `pndm`: PLMS (arXiv:2202.09778 Eq. 11-12).  `dpm-solver++`: second-order multistep (arXiv:2211.01095 Alg. 2);
+    `sde-dpm-solver++`: the same of the SDE (section 6 there), fresh noise in every step but the last.
 
     Raises    ValueError for an unknown sampler, steps outside 1..T, or steps that do not divide T for ddim and pndm.
     """

@@ -46,8 +46,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
     for run in study.strict_pair:
         for source, families in zip(precisions(study, run), (("headline",), ("headline", "rounding")), strict=True):
             yield ablations.drawing(run, source.request, shown=False)
-            for family in families:
-                yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+            yield from (study.measuring(family, source) for family in families)
 
 
 def precisions(study: "Study", run: Run) -> tuple[Samples, Samples]:

@@ -1,5 +1,5 @@
 """Two 1-bit networks and their fair rivals: of no more bytes, the same U-Net at fewer channels, in half precision or in
-two to four bits; and what makes the smaller of the two the better one."""
+three or four bits; and what makes the smaller of the two the better one."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +31,6 @@ MEASURES = {
 }
 OF_WIDE = ("held_out_loss", "frechet")  # the wide float network is here for comparison alone
 BITS = 4  # of the other rivals: float while they train, then rounded on data
-FEW_BITS = (2, 3)  # of those that stand beside the smaller 1-bit network alone
 PLAIN = "binarydm-base-w1a32"  # its time projections are 1-bit too, its ends 8-bit: three quarters of strict's bytes
 SCALED = "strict-1bit weights=learned-scale"  # the strict network with the plain one's rule for its weights
 
@@ -47,9 +46,9 @@ def four_bit(study: "Study") -> list[list[Run]]:
     return [_rounded(study, BITS, width) for width in study.profile.four_bit_widths]
 
 
-def few_bit(study: "Study") -> list[list[Run]]:
-    """The same of FEW_BITS, at the profile's `few_bit_widths`: further rivals of the plain one."""
-    return [_rounded(study, bits, width) for bits, width in zip(FEW_BITS, study.profile.few_bit_widths, strict=True)]
+def three_bit(study: "Study") -> list[Run]:
+    """A further rival of the plain one: the same of three bits, at the profile's `three_bit_width`."""
+    return _rounded(study, 3, study.profile.three_bit_width)
 
 
 def plain(study: "Study") -> list[Run]:
@@ -89,8 +88,8 @@ def arms(study: "Study") -> dict[str, list[Run]]:
 
 
 def by_bits(study: "Study") -> dict[str, list[Run]]:
-    """The plain 1-bit U-Net, and what takes no more bytes at two, three and four bits, by name."""
-    rounded = [*few_bit(study), four_bit(study)[1]]
+    """The plain 1-bit U-Net, and what takes no more bytes at three and at four bits, by name."""
+    rounded = [three_bit(study), four_bit(study)[1]]
     return {f"1 bit (plain), width {study.profile.unet_width}": plain(study), **{_name(runs): runs for runs in rounded}}
 
 
@@ -112,7 +111,7 @@ def jobs(study: "Study") -> Iterator["Job"]:
     statistics estimated anew."""
     from .study import Job
 
-    for trained in (*arms(study).values(), scaled(study), *few_bit(study)):
+    for trained in (*arms(study).values(), scaled(study), three_bit(study)):
         for run in trained:
             yield Job(results.training_entry(run.trained), partial(results.training, run.trained))
             for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(study, run).values()):
@@ -222,7 +221,8 @@ def loss_ratios(study: "Study") -> dict[int, float]:
 def _bits(run: Run) -> int:
     if run.recipe == "fp16":
         return 16
-    return 1 if run == run.trained else int(recipes.recipe(run.recipe).weights.removeprefix("lsq:"))
+    rule, _, bits = recipes.recipe(run.recipe).weights.partition(":")
+    return int(bits) if rule == "lsq" else 1
 
 
 def _bytes(run: Run) -> dict[str, int]:

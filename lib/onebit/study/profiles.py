@@ -10,7 +10,7 @@ JUDGE_SEEDS = (0, 1, 2)  # the first is the study's judge, the others show what 
 NOISE_LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3)  # of the range of grey levels
 SMOOTH_LEVELS = (0.1, 0.2)  # cut-offs in cycles per pixel
 FAMILIES = ("memorization", "manifold", "distribution", "texture", "legibility")
-SOLVERS = ("ddim", "pndm", "dpm-solver++")
+SOLVERS = ("ddim", "pndm", "dpm-solver++", "sde-dpm-solver++")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Profile:
     scarce           the trainings on few images of `scarce.py`: images, steps, and number of seeds; scarce_batch:
                      images per step
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`);
-                     four_bit_widths: of those that take no more at four bits than the two 1-bit ones; few_bit_widths:
-                     at two and at three bits than the smaller of these
+                     four_bit_widths: of those that take no more at four bits than the two 1-bit ones; three_bit_width:
+                     at three bits than the smaller of these
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     ablation_*       of notebook 07's grid: steps; up to which priority its rows are trained, seed by seed (`rows`); and
@@ -45,7 +45,7 @@ class Profile:
     unet_width: int
     narrow_width: int
     four_bit_widths: tuple[int, int]
-    few_bit_widths: tuple[int, int]
+    three_bit_width: int
     resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
@@ -73,6 +73,7 @@ class Profile:
     ablation_renormed: int = 7
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
+    fast_steps: int = 20  # of the second-order solver of the SDE, where it is compared at every seed
     fine_steps: int = 200  # a stride of 5 timesteps: the finer of those that BiDM's samplers take
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
@@ -89,12 +90,12 @@ PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
         name="smoke", resunet_width=4, unet_width=4, narrow_width=2, four_bit_widths=(3, 2),
-        few_bit_widths=(2, 2), resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
+        three_bit_width=2, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), headline_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
         walk_pairs=4, walk_frames=9, matched_pairs=4, matched_frames=5, solver_samples=150, solver_steps=(2, 5),
-        ancestral_steps=(5,), fine_steps=20,
+        ancestral_steps=(5,), fine_steps=20, fast_steps=4,
         ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
         fitted_bits=(1, 2),
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
@@ -102,7 +103,7 @@ PROFILES = {
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, four_bit_widths=(10, 8),
-        few_bit_widths=(11, 9), resunet_epochs=(20, 20, 20), unet_steps=6_000,
+        three_bit_width=9, resunet_epochs=(20, 20, 20), unet_steps=6_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
@@ -114,7 +115,7 @@ PROFILES = {
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
         name="paper", resunet_width=64, unet_width=32, narrow_width=9, four_bit_widths=(18, 16),
-        few_bit_widths=(22, 18), resunet_epochs=(20, 20, 20), unet_steps=30_000,
+        three_bit_width=18, resunet_epochs=(20, 20, 20), unet_steps=30_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
@@ -130,7 +131,7 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
     "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
         "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "four_bit_widths": (5, 4),
-        "few_bit_widths": (5, 4), "batch": 64, "resunet_epochs": (30, 45, 60),
+        "three_bit_width": 4, "batch": 64, "resunet_epochs": (30, 45, 60),
         "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
         "few": 64, "scarce": ((32, 400, 2), (32, 1_600, 2), (128, 400, 2), (512, 400, 2)), "scarce_batch": 32,

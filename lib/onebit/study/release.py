@@ -86,7 +86,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     own = ablations.own_teachers(study)
     teachers = {run.teacher for run in students} - {*own}
     averaged = [run for run in study.unet(recipes=(MOSTLY_BITS,)) if run.seed == 0]
-    rivals = [narrow.plain(study), narrow.scaled(study), *narrow.four_bit(study), *narrow.few_bit(study)]
+    rivals = [narrow.plain(study), narrow.scaled(study), *narrow.four_bit(study), narrow.three_bit(study)]
     small = narrow.runs(study) + [group[0].trained for group in rivals]
     plan = {results.training_entry(run).name: Kept(run, _form(run, teachers), run in averaged)
             for run in [*study.all_runs, *small, *own, *students] if run == run.trained}

@@ -16,6 +16,7 @@ from . import (
     narrow,
     published,
     results,
+    samplers,
     scarce,
     timings,
 )
@@ -234,14 +235,14 @@ class Study:
         yield Job(results.pictures_entry(self.dataset), partial(results.pictures, self.dataset))
         yield Job(judging.logistic_entry(self.compared()), partial(judging.logistic, self.compared()))
         yield Job(judging.calibration_entry(self.judges[0]), partial(judging.calibration, self.judges[0]))
-        yield self._measuring("neighbours", self.protocol.control)
+        yield self.measuring("neighbours", self.protocol.control)
         for control in self.controls:
             for family in ("headline", *FAMILIES):
-                yield self._measuring(family, control)
+                yield self.measuring(family, control)
         for control in self.noisy_copies:
-            yield self._measuring("memorization", control)
+            yield self.measuring("memorization", control)
         for control in [control for subset in SUBSETS[1:] for control in self.subset_controls(subset)]:
-            yield self._measuring("subset", control)
+            yield self.measuring("subset", control)
         for run in self.all_runs:
             yield from self._run_jobs(run)
         for run in self.solver_runs:
@@ -249,10 +250,8 @@ class Study:
                 yield self._sampling(run, self.solver(run, "ddim", steps).request)  # notebook 06 compares the images
             yield self._sampling(run, self.ancestral(run).request)
             for source in self.solved(run):
-                yield self._measuring("headline", source)
-        for run in self.strict_pair:
-            yield self._sampling(run, self.reestimated(run).request, shown=False)
-            yield self._measuring("legibility", self.reestimated(run))
+                yield self.measuring("headline", source)
+        yield from samplers.jobs(self)
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from narrow.jobs(self)
@@ -269,27 +268,28 @@ class Study:
             yield self._sampling(run, self.grid)
         if self.subset(run.dataset):
             yield self._sampling(run, self.evaluation(run).request)
-            yield self._measuring("subset", self.evaluation(run))
+            yield self.measuring("subset", self.evaluation(run))
         if run not in self.arms:
             return
         averaged = run.ema and run == run.trained and run != self.memorizer
         for average in (False, True) if averaged else (False,):
             source = self.evaluation(run, average)
             yield self._sampling(run, source.request, shown=not average)
-            yield self._measuring("headline", source)
+            yield self.measuring("headline", source)
         for family in FAMILIES:
-            yield self._measuring(family, self.evaluation(run))
+            yield self.measuring(family, self.evaluation(run))
         if run == run.trained:
-            yield self._measuring("overfitting", self.evaluation(run))
+            yield self.measuring("overfitting", self.evaluation(run))
         if run in self.walkers:
-            yield self._measuring("walking", self.walk(run))
+            yield self.measuring("walking", self.walk(run))
             for path in ("cross-fade", "transport"):
-                yield self._measuring("walking" if run.recipe == "fp16" else "calibrator", self.walk(run, path))
+                yield self.measuring("walking" if run.recipe == "fp16" else "calibrator", self.walk(run, path))
 
     def _sampling(self, run: Run, request: SampleSpec, shown: bool = True) -> Job:
         return Job(results.samples_entry(run, request), partial(results.samples, run, request), shown)
 
-    def _measuring(self, family: str, source: Source | Walk) -> Job:
+    def measuring(self, family: str, source: Source | Walk) -> Job:
+        """The job of a family of metrics on a source."""
         protocol = self.subset_protocol(self.subset(source.dataset))
         return Job(evaluation.entry(family, source, protocol), partial(self.evaluate, family, source))
 
