@@ -36,8 +36,10 @@ def test_ratios_are_paired_by_seed(monkeypatch):
     monkeypatch.setattr(Study, "evaluate", told)
     frame = samplers.table(LAPTOP)
     assert len(frame) == 18 and set(frame.recipe) == {"fp16", "strict-1bit"}
-    found = samplers.ratios(frame).set_index(["recipe", "measure", "sampler"])
-    assert len(found) == 2 * 2 * 2 and (found.seeds == 3).all() and set(found.against) == {"ddim, 50"}
-    row = found.loc["strict-1bit", "frechet", "sde-dpm-solver++, 20"]
+    found = samplers.ratios(frame).set_index(["recipe", "measure", "sampler", "against"])
+    assert len(found) == 2 * 2 * 3 and (found.seeds == 3).all()
+    row = found.loc["strict-1bit", "frechet", "sde-dpm-solver++, 20", "ddim, 50"]
     assert row.ratio == pytest.approx(math.prod((4, 9, 6)) ** (1 / 3)) and row.low < row.ratio < row.high
-    assert found.loc["fp16", "panel_agreement", "ddim-eta1, 50"].ratio == pytest.approx(2)
+    assert found.loc["fp16", "panel_agreement", "ddim-eta1, 50", "ddim, 50"].ratio == pytest.approx(2)
+    last = found.loc["fp16", "frechet", "sde-dpm-solver++, 20", "ddim-eta1, 50"]
+    assert last.ratio == pytest.approx(row.ratio / 2)

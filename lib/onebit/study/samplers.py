@@ -3,6 +3,7 @@ it, and with it in fewer steps."""
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from . import ablations
@@ -47,17 +48,16 @@ def table(study: "Study") -> "pd.DataFrame":
 
 
 def ratios(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Every measure of `table` by the other samplers over that by the first: ratio and interval, paired by seed."""
+    """Every measure of `table` by a sampler over that by one before it: ratio and interval, paired by seed."""
     import pandas as pd
 
     from ..metrics import geometric_over_seeds
 
-    usual, *others = frame.sampler.unique()
-    rows = []
+    pairs, rows = list(combinations(frame.sampler.unique(), 2)), []
     for (recipe, part), measure in [(group, m) for group in frame.groupby("recipe", sort=False) for m in MEASURES]:
         by_seed = part.pivot(index="seed", columns="sampler", values=measure)
-        for other in others:
-            found = geometric_over_seeds(by_seed[other] / by_seed[usual], f"{measure}, {other} over {usual}")
-            rows.append({"recipe": recipe, "measure": measure, "sampler": other, "against": usual,
+        for before, sampler in pairs:
+            found = geometric_over_seeds(by_seed[sampler] / by_seed[before], f"{measure}, {sampler} over {before}")
+            rows.append({"recipe": recipe, "measure": measure, "sampler": sampler, "against": before,
                          "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n})
     return pd.DataFrame(rows)
