@@ -93,7 +93,7 @@ def trainings(study: Study) -> dict[str, Kept]:
     extra = [run for run in study.resunet() if run.seed not in study.profile.resunet_seeds]
     classes = [run for run in study.all_runs if study.subset(run.dataset)]
     rest = [run.trained for group in rivals for run in group[1:]]  # of the first the file's size is taken
-    unread = extra + classes + scarce.runs(study) + rest
+    unread = [*extra, *classes, study.memorizer, *scarce.runs(study), *rest]
     return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
                    if run == run.trained}
 
