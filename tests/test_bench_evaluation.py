@@ -40,7 +40,7 @@ def test_the_plain_sampler_draws_the_same_images(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *_, **__: start.clone())
     plain = rivals.plain_ddim(net, 2, 4)
     monkeypatch.undo()
-    torch.testing.assert_close(sample(net, 2, shape=(1, 28, 28), steps=4), plain, atol=2e-4, rtol=0)
+    torch.testing.assert_close(sample(net, 2, shape=(1, 28, 28), sampler="ddim", steps=4), plain, atol=2e-4, rtol=0)
 
 
 def test_every_pair_runs_and_counts_images():

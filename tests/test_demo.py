@@ -83,7 +83,7 @@ def test_the_engine_draws_what_the_packed_network_draws(tmp_path, recipe, width,
         const run = denoise(await opened(given.path, given.side), noise(0, 5, given.side ** 2), given.grid);
         return [...[...run].at(-1)];""", path=str(path), side=side, grid=document.grids()[2])
     steps = document.STEPS[2]
-    drawn = sampling.sample(net, [5], shape=(1, side, side), steps=steps)
+    drawn = sampling.sample(net, [5], shape=(1, side, side), sampler="ddim", steps=steps)
     assert drawn.std() > 0.1
     torch.testing.assert_close(torch.tensor(made).clamp(-1, 1).view_as(drawn), drawn, rtol=0, atol=1e-3)
 
@@ -199,6 +199,6 @@ def test_a_browser_draws_the_images_of_the_library(tmp_path, arms, browser):
     speeds = browser.until(session, SPEEDS)
     assert len(drawn) == len(speeds) == 3 and all(re.fullmatch(r"[\d.]+ ms per step here", one) for one in speeds)
     for pixels, net in zip(drawn[:2], arms.values(), strict=False):
-        x = sampling.sample(stored(net, tmp_path)[0], 1, shape=(1, 16, 16), steps=document.STEPS[0])
+        x = sampling.sample(stored(net, tmp_path)[0], 1, shape=(1, 16, 16), sampler="ddim", steps=document.STEPS[0])
         assert (pixels - data.to_uint8(x).flatten().int()).abs().max() <= 1
     assert browser.complaints == []

@@ -125,7 +125,7 @@ def test_weights_are_quantized_once():
     for module in model.modules():
         if isinstance(module, Quantized):
             module.rule.register_forward_hook(lambda *_: calls.append(1))
-    sample(model, 3, shape=SHAPE, steps=4, batch=3)
+    sample(model, 3, shape=SHAPE, sampler="ddim", steps=4, batch=3)
     assert len(calls) == sum(isinstance(module, Quantized) for module in model.modules())
 
 
@@ -135,7 +135,7 @@ def test_the_model_stays_as_it_was_and_the_copy_as_it_is():
     made = frozen(model)
     with torch.no_grad():
         before = made(*inputs)
-    sample(model, 2, shape=SHAPE, steps=2)
+    sample(model, 2, shape=SHAPE, sampler="ddim", steps=2)
     assert model.training and all(m.training for m in model.modules()) and not any(m.training for m in made.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in made.parameters())
@@ -227,7 +227,7 @@ def test_samples_are_those_of_the_network_itself_on_any_number_of_threads(recipe
         want = unfrozen(model, 20, 5, 1)
     torch.set_num_threads(threads)
     try:
-        got = sample(model, 20, shape=SHAPE, steps=5, seed=1)
+        got = sample(model, 20, shape=SHAPE, sampler="ddim", steps=5, seed=1)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -145,9 +145,9 @@ def test_sampling_from_the_noise_it_would_have_drawn_changes_no_bit(sampler):
 
 def test_rows_of_start_keep_their_order_in_any_batch():
     start = gaussians(1, (7, 4, 4))[0].reshape(7, *SHAPE)
-    whole = sample(Toy(), 7, shape=SHAPE, steps=5, start=start)
-    torch.testing.assert_close(sample(Toy(), 7, shape=SHAPE, steps=5, start=start, batch=3), whole)
-    torch.testing.assert_close(sample(Toy(), 1, shape=SHAPE, steps=5, start=start[5:6]), whole[5:6])
+    whole = sample(Toy(), 7, shape=SHAPE, sampler="ddim", steps=5, start=start)
+    torch.testing.assert_close(sample(Toy(), 7, shape=SHAPE, sampler="ddim", steps=5, start=start, batch=3), whole)
+    torch.testing.assert_close(sample(Toy(), 1, shape=SHAPE, sampler="ddim", steps=5, start=start[5:6]), whole[5:6])
     assert (whole[0] - whole[1]).abs().max() > 0.01 and whole.dtype == torch.float32
 
 
@@ -158,7 +158,7 @@ def test_rows_of_start_keep_their_order_in_any_batch():
 ])
 def test_a_start_that_cannot_be_followed_is_refused(start, options, message):
     with pytest.raises(ValueError, match=message):
-        sample(Toy(), 2, shape=SHAPE, start=start, **options)
+        sample(Toy(), 2, shape=SHAPE, sampler="ddim", start=start, **options)
 
 
 # walks ---------------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_start_that_cannot_be_followed_is_refused(start, options, message):
 
 def test_latent_pairs_are_the_starts_of_images_2p_and_2p_plus_1():
     model, seen = watched()
-    sample(model, 6, shape=SHAPE, steps=1, seed=5)
+    sample(model, 6, shape=SHAPE, sampler="ddim", steps=1, seed=5)
     a, b = latent_pairs(3, SHAPE, seed=5)
     assert torch.equal(a, seen[0][0::2]) and torch.equal(b, seen[0][1::2])
 
@@ -180,12 +180,12 @@ def test_more_pairs_leave_the_first_ones_as_they_are_and_seeds_differ():
 def test_a_walk_ends_at_the_plain_samples_and_passes_through_those_of_the_arc():
     got = walk(Toy(), 3, 5, SHAPE, steps=8, seed=2)
     assert got.shape == (3, 5, *SHAPE) and got.dtype == torch.uint8
-    ends = to_uint8(sample(Toy(), 6, shape=SHAPE, steps=8, seed=2))
+    ends = to_uint8(sample(Toy(), 6, shape=SHAPE, sampler="ddim", steps=8, seed=2))
     assert torch.equal(got[:, 0], ends[0::2]) and torch.equal(got[:, -1], ends[1::2])
     a, b = latent_pairs(3, SHAPE, seed=2)
     middle = (a + b) / (2 * torch.cos(torch.acos(torch.cosine_similarity(a.flatten(1), b.flatten(1))) / 2))[
         :, None, None, None]  # the bisector of the angle: an independent form of t = 1/2
-    at_half = to_uint8(sample(Toy(), 3, shape=SHAPE, steps=8, start=middle))
+    at_half = to_uint8(sample(Toy(), 3, shape=SHAPE, sampler="ddim", steps=8, start=middle))
     assert (got[:, 2].int() - at_half.int()).abs().max() <= 1
     assert (got[:, 2].int() - (ends[0::2].int() + ends[1::2].int()) // 2).abs().max() > 5, "the toy only fades"
 

@@ -368,5 +368,5 @@ def test_a_mapped_network_samples_batch_by_batch(tmp_path):
     save_packed(model, tmp_path / "mapped", exact=True)
     mapped, whole = (load_packed(tmp_path / "mapped", mapped=m) for m in (True, False))
     with torch.inference_mode():
-        drawn = [sample_batch(one, [0, 1], (1, 12, 12), steps=2) for one in (mapped, whole)]
+        drawn = [sample_batch(one, [0, 1], (1, 12, 12), "ddim", 2) for one in (mapped, whole)]
     torch.testing.assert_close(*drawn)

@@ -198,7 +198,7 @@ def test_all_models_start_from_the_same_noise_and_seeds_differ():
             return super().forward(x, timestep)
 
     for variance, seed in ((0.1, 0), (0.9, 0), (0.1, 1)):
-        sample(Spy(variance), 2, shape=SHAPE, steps=1, seed=seed)
+        sample(Spy(variance), 2, shape=SHAPE, sampler="ddim", steps=1, seed=seed)
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
     torch.testing.assert_close(seen[0][1].double().numpy(), draws(0, 1, 1)[0])
 
@@ -213,16 +213,16 @@ def test_the_model_is_evaluated_in_eval_mode_and_given_back_as_it_was(training):
             return super().forward(x, timestep)
 
     model = Mode().train(training)
-    sample(model, 1, shape=SHAPE, steps=1)
+    sample(model, 1, shape=SHAPE, sampler="ddim", steps=1)
     assert model.training is training
     with pytest.raises(RuntimeError, match="boom"):
-        sample(model, 1, shape=SHAPE, steps=4)
+        sample(model, 1, shape=SHAPE, sampler="ddim", steps=4)
     assert model.training is training
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"sampler": "euler"}, "dpm-solver"), ({"steps": 0}, "1..1000"), ({"steps": 1001}, "1..1000"),
-    ({"steps": 2.5}, "whole number in 1..1000, got 2.5"), ({"steps": 7}, "divide 1000"),
+    ({"steps": 2.5}, "whole number in 1..1000, got 2.5"), ({"sampler": "ddim", "steps": 7}, "divide 1000"),
     ({"sampler": "pndm", "steps": 30}, "divide 1000"),
     ({"batch": 0}, "batch must be a whole number of at least 1 image, or None"),
     ({"batch": -5}, "batch must be .* got -5"),
@@ -250,7 +250,8 @@ def test_a_network_of_another_precision_is_trained_and_sampled_in_its_own(net, r
     theirs.backward()
     assert theirs.dtype == torch.float32 and {p.grad.dtype for p in other.parameters() if p.grad is not None} == {dtype}
     assert abs(ours - theirs) < apart
-    drawn = [sample(network, [torch.tensor(3), 5], shape=(1, 8, 8), steps=2) for network in (model, other)]
+    how = {"shape": (1, 8, 8), "sampler": "ddim", "steps": 2}
+    drawn = [sample(network, [torch.tensor(3), 5], **how) for network in (model, other)]
     assert drawn[1].dtype == torch.float32 and (drawn[0] - drawn[1]).abs().mean() < apart
 
 
@@ -269,7 +270,7 @@ def test_in_bfloat16_layers_are_rounded_and_the_sampler_is_not(threads, monkeypa
         def forward(self, x, timestep):
             return self.layers(x)
 
-    drawn = {precision: sample(Timeless(), 16, shape=SHAPE, steps=5, precision=precision)
+    drawn = {precision: sample(Timeless(), 16, shape=SHAPE, sampler="ddim", steps=5, precision=precision)
              for precision in ("float32", "bfloat16")}
     x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators(0, range(16))])
     alpha_bar = [*SCHEDULE.alpha_bar[[999, 799, 599, 399, 199]].tolist(), 1.0]
@@ -283,8 +284,13 @@ def test_in_bfloat16_layers_are_rounded_and_the_sampler_is_not(threads, monkeypa
     assert apart.median() < 1e-5 and apart.mean() < 0.1 * (drawn["float32"] - drawn["bfloat16"]).abs().mean()
 
 
+def test_the_default_is_the_cheapest_sampler_that_does_as_well_as_the_published_one():
+    how = {"shape": SHAPE, "seed": 4}
+    assert torch.equal(sample(Toy(), 3, **how), sample(Toy(), 3, sampler="sde-dpm-solver++", steps=20, **how))
+
+
 def test_a_count_out_of_numpy_is_a_count():
-    counted, again = (sample(Toy(), n, shape=SHAPE, steps=1) for n in (3, np.int64(3)))
+    counted, again = (sample(Toy(), n, shape=SHAPE, sampler="ddim", steps=1) for n in (3, np.int64(3)))
     assert torch.equal(counted, again)
 
 
@@ -322,7 +328,7 @@ def test_an_error_in_one_thread_ends_the_others_and_gives_the_threads_back():
     torch.set_num_threads(2)
     try:
         with pytest.raises(RuntimeError, match="boom"):
-            sample(Fails(), 100, shape=SHAPE, steps=1, batch=1)
+            sample(Fails(), 100, shape=SHAPE, sampler="ddim", steps=1, batch=1)
         assert torch.get_num_threads() == 2 and len(calls) < 100
     finally:
         torch.set_num_threads(before)
@@ -342,7 +348,7 @@ def test_batches_come_out_even_over_the_threads(n, threads, sizes, monkeypatch):
 @pytest.mark.parametrize("indices", [0, [], [-1], [2.5], 2.5])
 def test_a_request_of_no_images_or_of_no_numbers_is_refused(indices):
     with pytest.raises(ValueError, match="image numbers"):
-        sample(Toy(), indices, shape=SHAPE)
+        sample(Toy(), indices, shape=SHAPE, sampler="ddim")
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ddpm", 1000), ("ddim", 50), ("ddim-eta1", 50), ("pndm", 1),
@@ -412,7 +418,7 @@ def test_a_quantized_network_of_diffusers_is_trained_and_sampled(recipe, tmp_pat
     quantize(model, recipe, (torch.randn(2, 1, 16, 16), torch.tensor([3, 700])))
     settings = Settings(steps=3, batch=8, ema=0.9, precision="float32")
     train(model, images, settings, tmp_path, progress=False, objective=Objective())
-    one, two = (sample(model, 2, shape=(1, 16, 16), steps=4, batch=batch) for batch in (1, 2))
+    one, two = (sample(model, 2, shape=(1, 16, 16), sampler="ddim", steps=4, batch=batch) for batch in (1, 2))
     assert one.isfinite().all() and one.std() > 0
     torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
 
@@ -465,10 +471,10 @@ def test_steps_that_cannot_be_taken_alone_are_refused(options, message):
 
 def test_the_noise_does_not_depend_on_the_default_dtype():
     net = nets.build("unet", 4).eval()
-    expected = sample(net, 2, shape=(1, 16, 16), steps=2)
+    expected = sample(net, 2, shape=(1, 16, 16), sampler="ddim", steps=2)
     torch.set_default_dtype(torch.float64)
     try:
-        found = sample(net, 2, shape=(1, 16, 16), steps=2)
+        found = sample(net, 2, shape=(1, 16, 16), sampler="ddim", steps=2)
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-5)
@@ -480,4 +486,4 @@ def test_the_noise_does_not_depend_on_the_default_dtype():
     ({"start": np.zeros((1, 1, 8, 8), dtype=np.float32)}, "torch.from_numpy makes one")])
 def test_numbers_and_starts_of_another_kind_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        sample(nets.build("unet", 4), 1, **{"shape": (1, 8, 8), "steps": 2} | wrong)
+        sample(nets.build("unet", 4), 1, **{"shape": (1, 8, 8), "sampler": "ddim", "steps": 2} | wrong)

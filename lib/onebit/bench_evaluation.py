@@ -89,7 +89,8 @@ def sampling_rates(
     torch.manual_seed(0)
     plain = nets.build("unet", size.width).to(device()).eval()
     ours = nets.build("unet", size.width).to(device(), memory_format=torch.channels_last).eval()
-    rates = interleave(lambda: sample(ours, size.images, shape=(1, 28, 28), steps=size.steps, precision=precision),
+    how = {"shape": (1, 28, 28), "sampler": "ddim", "steps": size.steps, "precision": precision}
+    rates = interleave(lambda: sample(ours, size.images, **how),
                        lambda: plain_ddim(plain, size.images, size.steps), seconds)
     return rates[0] * size.images, rates[1] * size.images
 

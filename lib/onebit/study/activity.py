@@ -80,7 +80,8 @@ def activity(source: Samples, protocol: Protocol, wait: bool) -> Measured:
     run = source.run
     model = results.weights(run, wait=wait)
     with _tracing(model) as trace, torch.inference_mode():
-        sampling.sample_batch(model, range(IMAGES), data.image_shape(run.dataset), steps=source.request.steps)
+        asked = source.request
+        sampling.sample_batch(model, range(IMAGES), data.image_shape(run.dataset), asked.sampler, asked.steps)
     layers = [name for name, values in trace.ranges.items() if values]
     ranges = np.array([trace.ranges[name] for name in layers])
     similarity, between = (np.array(list(found.values())) for found in (trace.alike, trace.between))
