@@ -78,7 +78,7 @@ def test_names_are_those_that_other_files_look_for():
         "train-step resunet64 fp16", "train-step resunet64 strict-1bit",
         f"train-step resunet64 share of {precision} matrix rate", "data-path batches",
         "nn 10000 x 60000 against scikit-learn", "nn 10000 x 60000 against faiss", "frechet 128",
-        "sampling unet16 ddim 50",
+        "sampling unet16 ddim 50", "sampling unet16 ddim 50 in bfloat16",
         "quantized-step unet16 weights only", "quantized-step unet16 weights only, two bases",
         "quantized-step unet16 W1A4 LSQ", "quantized-step unet16 W1A1 XNOR",
         "quantized-step unet16 W1A1 BiDM, connections and SPD",

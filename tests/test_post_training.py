@@ -319,7 +319,7 @@ def test_inputs_about_a_large_mean_are_fitted(rule):
         quantize(model, f"weights={rule}")
         fit(model.eval(), reference, [(x + offset,)])
         errors.append((model(x + offset) - reference(x + offset)).square().mean().item())
-    assert errors[1] == pytest.approx(errors[0], rel=0.05, abs=1e-5)
+    assert errors[1] == pytest.approx(errors[0], rel=0.15, abs=1e-5)  # rounding may lead to codes as good or nearly so
 
 
 def test_one_timestep_for_all_images_is_fitted():
