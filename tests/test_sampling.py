@@ -256,9 +256,9 @@ def test_a_network_of_another_precision_is_trained_and_sampled_in_its_own(net, r
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_in_bfloat16_layers_are_rounded_and_the_sampler_is_not(threads, monkeypatch):
+def test_in_bfloat16_layers_are_rounded_and_the_sampler_is_not(threads, one_thread):
     """As the textbook loop that calls the network under autocast and keeps x in float32."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 1, 3, padding=1)).eval()
 
