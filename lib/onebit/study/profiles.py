@@ -35,6 +35,7 @@ class Profile:
                      at three bits than the smaller of these
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
+    long_*           steps, and number of seeds, of the U-Nets trained several times as long (`longer.py`)
     ablation_*       of notebook 07's grid: steps; up to which priority its rows are trained, seed by seed (`rows`); and
                      up to which they are drawn twice (`renormed`)
     fitted_bits      bits per weight of the networks that are quantized after training (`fitted.py`)
@@ -68,12 +69,14 @@ class Profile:
     matched_frames: int
     solver_samples: int
     solver_steps: tuple[int, ...]
+    long_steps: int
     ablation_steps: int
     ablation_rows: tuple[int, ...]
     ablation_renormed: int = 7
     fitted_bits: tuple[int, ...] = (1, 2, 3, 4)
     ancestral_steps: tuple[int, ...] = (50, 100, 200, 500)
     fast_steps: int = 20  # of the second-order solver of the SDE, where it is compared at every seed
+    long_seeds: int = 1
     fine_steps: int = 200  # a stride of 5 timesteps: the finer of those that BiDM's samplers take
     full_width: int = 64
     full_seeds: tuple[int, ...] = (0, 1, 2)
@@ -96,7 +99,7 @@ PROFILES = {
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
         walk_pairs=4, walk_frames=9, matched_pairs=4, matched_frames=5, solver_samples=150, solver_steps=(2, 5),
         ancestral_steps=(5,), fine_steps=20, fast_steps=4,
-        ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
+        long_steps=80, ablation_steps=10, ablation_rows=(5,), ablation_renormed=1,
         fitted_bits=(1, 2),
         full_width=4, full_seeds=(0,), full_anywhere=True, batch=32, subset_samples=150, train_limit=2_000,
     ),
@@ -107,10 +110,10 @@ PROFILES = {
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
-        few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
+        few=200, scarce=((100, 3_000, 3), (100, 1_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
         walk_pairs=20, walk_frames=120, matched_pairs=60, matched_frames=40,
         solver_samples=500, solver_steps=(5, 10, 20, 50),
-        ablation_steps=2_000, ablation_rows=(6, 4, 1),
+        long_steps=24_000, ablation_steps=2_000, ablation_rows=(6, 4, 1),
     ),
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
@@ -123,7 +126,7 @@ PROFILES = {
         scarce_batch=64,
         walk_pairs=100, walk_frames=120, matched_pairs=300, matched_frames=40,
         solver_samples=2_000, solver_steps=(5, 10, 20, 50, 100),
-        ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
+        long_steps=120_000, long_seeds=3, ablation_steps=10_000, ablation_rows=(7, 7, 7), full_anywhere=True,
         subset_samples=2_000,
     ),
 }
@@ -138,9 +141,10 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
         "walk_pairs": 12, "walk_frames": 40, "matched_pairs": 36, "matched_frames": 20,
         "unet_seeds": (0, 1), "headline_seeds": (0, 1), "resunet_seeds": (0, 1),
         "solver_samples": 200, "solver_steps": (5, 10, 20), "ancestral_steps": (20, 50),
-        "subset_samples": 200, "ablation_steps": 100, "ablation_rows": (3, 1),
+        "subset_samples": 200, "long_steps": 1_600, "long_seeds": 2, "ablation_steps": 100, "ablation_rows": (3, 1),
         "fitted_bits": (1, 2, 4),
     },
-    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "samples": 2_000, "judge_epochs": 20, "few": 128,
-              "scarce": ((32, 3_000, 3), (32, 12_000, 3), (256, 3_000, 3)), "scarce_batch": 32},
+    "paper": {"resunet_epochs": (200, 400, 400), "unet_steps": 6_000, "long_steps": 24_000, "samples": 2_000,
+              "judge_epochs": 20, "few": 128, "scarce_batch": 32,
+              "scarce": ((32, 3_000, 3), (32, 12_000, 3), (256, 3_000, 3))},
 }

@@ -12,6 +12,7 @@ from . import (
     evaluation,
     fitted,
     judging,
+    longer,
     matched,
     narrow,
     published,
@@ -252,6 +253,7 @@ class Study:
             for source in self.solved(run):
                 yield self.measuring("headline", source)
         yield from samplers.jobs(self)
+        yield from longer.jobs(self)
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from narrow.jobs(self)
