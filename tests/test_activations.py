@@ -965,3 +965,12 @@ def test_a_map_takes_an_estimator_that_the_loops_do_not_know(monkeypatch):
     signs, _ = Steep(nn.Conv2d(3, 2, 3), None).with_scale_map(x)
     signs.sum().backward()
     assert (x.grad == 7).all()
+
+
+def test_a_single_vector_has_the_step_gradient_of_a_batch_of_one():
+    vector, gradients = torch.randn(64, generator=torch.Generator().manual_seed(0)), []
+    for x in (vector[None], vector):
+        made = activation_rule("lsq:4", nn.Linear(64, 8), None)
+        made(x).sum().backward()
+        gradients.append(made.step.grad.item())
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-5) and gradients[0]

@@ -12,11 +12,15 @@ from torch.nn import functional as F
 
 from onebit import nets
 from onebit.errors import Diverged
-from onebit.kernels import PackedConv2d, PackedConvTranspose2d, to_packed
+from onebit.frozen import frozen
+from onebit.kernels import NotPackable, PackedConv2d, PackedConvTranspose2d, to_packed
 from onebit.kernels.folding import fold
 from onebit.kernels.inputs import Before
 from onebit.kernels.modules import PackedLinear, packed
 from onebit.layers import quantized_layers
+from onebit.quantizers import ACTIVATION_RULES
+from onebit.quantizers.activations import Sign
+from onebit.quantizers.estimators import sign
 from onebit.recipes import Recipe, quantize
 from onebit.sampling import sample
 
@@ -321,3 +325,34 @@ def test_a_layer_by_itself_is_packed_and_takes_any_number_of_axes(shape):
     assert isinstance(kernels, PackedLinear)
     assert [(row.name, row.became) for row in kernels.packed_report] == [("", "packed")]
     torch.testing.assert_close(kernels(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_stands_in_two_places_is_packed_in_both():
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(shared, nn.ReLU(), shared).eval()
+    quantize(model, "weights=xnor activations=sign")
+    found = to_packed(model)
+    assert type(found[0]) is PackedConv2d and found[2] is found[0]
+    x = torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(found(x), model(x), atol=1e-4)
+
+
+def test_a_frozen_copy_is_refused_with_the_mend():
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)))
+    quantize(model, "xnor-w1a1")
+    with pytest.raises(ValueError, match="needs the network that `frozen` was given"):
+        to_packed(frozen(model))
+
+
+def test_a_subclass_of_an_activation_rule_stays_dense(monkeypatch):
+    class Half(Sign):
+        def forward(self, x):
+            return sign(x - 0.5, self.estimator)
+
+    monkeypatch.setitem(ACTIVATION_RULES, "half", Half)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)).eval()
+    quantize(model, "weights=xnor activations=half only=0")
+    layer = quantized_layers(model)["0"]
+    with pytest.raises(NotPackable, match="no kernel for the activation rule Half"):
+        packed(layer)

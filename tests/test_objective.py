@@ -156,3 +156,9 @@ def test_blocks_of_networks_with_other_names_are_compared_by_name():
     assert objective.terms["distillation"] == pytest.approx(0.5 * distances.mean().item(), rel=1e-5)
     assert torch.isclose(total, objective.terms["noise_loss"] + objective.terms["distillation"])
     assert "layer[12]" in objective.told
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_a_loss_that_would_not_count_is_refused(weight):
+    with pytest.raises(ValueError, match="weight must be > 0"):
+        Objective(nets.build("unet", 8), distillation("spd"), weight)

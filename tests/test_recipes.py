@@ -922,3 +922,50 @@ def test_a_parametrized_layer_is_told_to_lose_its_parametrization():
     model = nn.Sequential(nn.Linear(4, 4), parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"cannot quantize 1: .*remove that \(torch\.nn\.utils\.parametrize\)"):
         quantize(model, "weights=xnor")
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"drop_bias": "False"}, "drop_bias must be True or False, got 'False'"),
+    ({"activations": None}, "activations must be a word"), ({"connections": 3}, "connections must be a word")])
+def test_a_recipe_of_a_wrong_type_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**{"weights": "xnor"} | wrong)
+
+
+def test_a_plain_attribute_called_recipe_is_not_overwritten():
+    class Reducing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recipe, self.layer = "sum", nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(x).sum() if self.recipe == "sum" else self.layer(x)
+
+    model = Reducing()
+    with pytest.raises(ValueError, match="named `recipe`"):
+        quantize(model, "weights=xnor")
+    assert model(torch.randn(2, 3)).shape == ()
+
+
+def test_what_rules_learn_on_the_first_input_of_a_frozen_layer_is_frozen_too():
+    model = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 4), (4, 4), (4, 1)))).requires_grad_(False)
+    quantize(model, "xnorpp-w1a1", torch.randn(2, 1, 8, 8))
+    assert any(name.startswith("1.activation.") for name, _ in model.named_parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_transformer_encoder_takes_padded_batches_in_evaluation_as_in_training():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 2)
+    quantize(encoder, "weights=xnor activations=xnor keep=*out_proj")
+    x, padding = torch.randn(2, 5, 8), torch.tensor([[0] * 5, [0, 0, 0, 1, 1]], dtype=torch.bool)
+    expected = encoder.eval()(x, src_key_padding_mask=padding)  # with gradient: no fast path
+    with torch.no_grad():
+        found = encoder(x, src_key_padding_mask=padding)
+    assert torch.allclose(found[~padding], expected[~padding], atol=1e-6)
+
+
+def test_a_frozen_copy_asks_for_no_penalty():
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)))
+    quantize(model, "weights=ebb")
+    assert penalty(model) is not None and penalty(frozen(model)) is None

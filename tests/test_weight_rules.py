@@ -28,6 +28,7 @@ from onebit.quantizers import (
     Ternary,
     weight_rule,
 )
+from onebit.quantizers.estimators import stochastic_round
 from onebit.quantizers.grouped import stochastic_codes
 from onebit.recipes import quantize
 
@@ -711,3 +712,20 @@ def test_learned_residual_scales_train_in_channels_last():
     model(torch.randn(2, 3, 6, 6)).square().mean().backward()
     optimizer.step()
     assert not any((layer.rule.scales == start).any() for layer, start in zip(model, before, strict=True))
+
+
+@pytest.mark.parametrize("value", [0.001, -0.001, 1.0])
+def test_stochastic_rounding_is_unbiased_in_bfloat16_too(value):
+    x = torch.full((400_000,), value, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    codes = stochastic_round(x)
+    assert codes.dtype == torch.bfloat16
+    assert set(codes.unique().tolist()) <= {math.floor(value), math.ceil(value)}
+    assert codes.float().mean().item() == pytest.approx(value, abs=2e-4)  # six standard errors at most
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.parametrize("name", ["ebb", "reste"])
+def test_a_rule_lies_where_its_layer_does(name):
+    rule = weight_rule(name, torch.randn(4, 4, 3, 3, device="cuda"))
+    assert {buffer.device.type for buffer in rule.buffers()} == {"cuda"}

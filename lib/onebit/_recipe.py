@@ -53,6 +53,7 @@ class Recipe:
     post_training: str = "none"
 
     def __post_init__(self):
+        _check_types(self)
         _check_tuples(self)
         _check_patterns(self)
         self._compact()
@@ -99,6 +100,15 @@ def changes(parts: Iterable[str]) -> dict[str, str | bool | tuple]:
             unknown("part of a recipe", name, Recipe.__dataclass_fields__)
         told[name] = _read(name, value)
     return told
+
+
+def _check_types(how: Recipe) -> None:
+    """"False" would count as true, and None has no text."""
+    if not isinstance(how.drop_bias, bool):
+        raise ValueError(f"drop_bias must be True or False, got {how.drop_bias!r}")
+    for name in ("weights", "activations", "connections"):
+        if not isinstance(getattr(how, name), str):
+            raise ValueError(f"{name} must be a word, such as 'none', got {getattr(how, name)!r}")
 
 
 def _check_tuples(how: Recipe) -> None:

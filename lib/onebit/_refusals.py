@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from ._recipe import Recipe
 from .layers import SWAPS
 
 # torchvision's and diffusers' modules that compute with the weights of their own layers and do not call these
@@ -17,7 +18,8 @@ READ_WEIGHTS = {"ShiftedWindowAttention", "ShiftedWindowAttention3d", "FirUpsamp
 def check_model(model: nn.Module) -> None:
     """What would otherwise fail after the swap."""
     if hasattr(type(model), "recipe") or any(
-            "recipe" in held for held in (model._modules, model._parameters, model._buffers)):
+            "recipe" in held for held in (model._modules, model._parameters, model._buffers)) or not isinstance(
+            vars(model).get("recipe", Recipe()), Recipe):
         raise ValueError(f"{type(model).__name__} has a part named `recipe`, where the model's recipe would go: give "
                          "that another name, or put the model into a wrapper")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -33,7 +33,8 @@ class Objective(nn.Module):
     `blocks` are name patterns of the blocks that are compared, in both networks.
 
     Shapes    as `diffusion.noise_loss` -> scalar.
-    Raises    ValueError for a teacher without a loss or the other way round, and as `distill.Taps`.
+    Raises    ValueError for a teacher without a loss or the other way round, a loss without a weight above 0, and as
+              `distill.Taps`.
     Source    BinaryDM Eq. 15, BiDM Eq. 16; methods 3.3 for the order of the passes.
     """
 
@@ -42,6 +43,8 @@ class Objective(nn.Module):
         super().__init__()
         if (teacher is None) != (loss is None):
             raise ValueError("distillation needs both a teacher and a loss")
+        if loss is not None and not weight > 0:
+            raise ValueError(f"weight must be > 0 for a loss to count, got {weight!r}")
         self.loss, self.weight, self.blocks = loss, weight, tuple(blocks)
         self._teacher = [frozen(teacher)] if teacher is not None else []  # in a list: no part of our state
         self.terms: dict[str, Tensor] = {}

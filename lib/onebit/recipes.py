@@ -145,7 +145,7 @@ def schedules(model: nn.Module) -> list[nn.Module]:
 
 def penalty(model: nn.Module) -> Tensor | None:
     """What the model's weight rules add to the loss: the mean over the layers that ask for something, or None."""
-    asked = [layer.rule.penalty() for layer in quantized_layers(model).values()]
+    asked = [layer.rule.penalty() for layer in quantized_layers(model).values() if isinstance(layer.rule, WeightRule)]
     asked = [p for p in asked if p is not None]
     return torch.stack(asked).mean() if asked else None
 
@@ -233,6 +233,9 @@ def _leave_fast_paths(model: nn.Module, undo: ExitStack) -> None:
         if isinstance(layer, nn.TransformerEncoderLayer) and quantized_layers(layer):
             undo.callback(setattr, layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu)
             layer.activation_relu_or_gelu = 0
+        if isinstance(layer, nn.TransformerEncoder) and quantized_layers(layer):  # rules take no nested tensors
+            undo.callback(setattr, layer, "use_nested_tensor", layer.use_nested_tensor)
+            layer.use_nested_tensor = False
 
 
 def _install_connections(model: nn.Module, connections: nn.Module, undo: ExitStack) -> None:
@@ -289,3 +292,5 @@ def _preparing(layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str,
     x = arguments[0] if arguments else named["input"]
     y = layer.linear_map(layer.activation.quantized(x), layer.quantized_weight(), None)
     layer.activation.prepare(x, y)
+    if not layer.weight.requires_grad:
+        layer.activation.requires_grad_(False)

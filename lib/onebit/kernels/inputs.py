@@ -15,7 +15,7 @@ from .threads import alone
 from .weights import Codes
 
 MOST_BITS = 8  # of codes
-SIGNS = (Sign, ReSTESign, XNORMap, BiDMMap, RankOneMap)  # RSign is a Sign
+SIGNS = (Sign, RSign, ReSTESign, XNORMap, BiDMMap, RankOneMap)
 
 
 class NotPackable(ValueError):
@@ -25,19 +25,19 @@ class NotPackable(ValueError):
 def codes_of(rule: ActivationRule) -> Codes | None:
     """The codes of a multi-bit rule, None for one of signs.
 
-    Raises    NotPackable for a rule that the kernels do not know.
+    Raises    NotPackable for a rule that the kernels do not know, a subclass of one they know among them.
     """
-    if isinstance(rule, SIGNS) or (isinstance(rule, Insta) and isinstance(rule.quantizer, Sign)):
+    if type(rule) in SIGNS or (type(rule) is Insta and type(rule.quantizer) is Sign):
         return None
     bits = rule.activation_bits
     if bits > MOST_BITS:
         raise NotPackable(f"{bits}-bit inputs: bit planes pay up to {MOST_BITS}")
     inner = rule.quantizer if isinstance(rule, Insta) else rule
-    if isinstance(inner, LSQActivation) and not inner.shift:
+    if type(inner) is LSQActivation and not inner.shift:
         return Codes(bits, inner.low, inner.high, -inner.low)
-    if isinstance(inner, TDQ):
+    if type(inner) is TDQ:
         return Codes(bits, -inner.high, inner.high, 2 ** (bits - 1))
-    if isinstance(inner, DoReFaActivation):
+    if type(inner) is DoReFaActivation:
         return Codes(bits, 0, 2**bits - 1, 0)
     raise NotPackable(f"no kernel for the activation rule {type(inner).__name__}")
 

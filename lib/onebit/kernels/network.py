@@ -33,11 +33,13 @@ def to_packed(model: nn.Module, fold: bool = True) -> nn.Module:
     Units     outputs equal the dense network's up to float rounding, except where an input lies so near its threshold
               that rounding decides its sign.
     Raises    ValueError, naming the layer, for a binary weight that is not +-s per output channel; for a model that
-              has no layer to pack, or that is not on the CPU.
+              has no layer to pack, that is not on the CPU, or that is a `frozen` copy.
     """
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices - {"cpu"}:
         raise ValueError(f"to_packed needs the model on the CPU, it is on {', '.join(sorted(devices))}: model.cpu()")
+    if getattr(model, "is_frozen_copy", False):
+        raise ValueError("to_packed needs the network that `frozen` was given, not the frozen copy")
     model = copy.deepcopy(model).eval()
     if isinstance(model, Quantized):  # a layer by itself has no parent to be replaced in
         wrapped = to_packed(nn.Sequential(model), fold)
@@ -64,6 +66,7 @@ def _pack(model: nn.Module, name: str, layer: nn.Module) -> LayerReport:
         raise ValueError(f"cannot pack {name or 'the model'}: {error}") from None
     for hooks in HOOKS:
         setattr(replacement, hooks, getattr(layer, hooks))
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, replacement)
+    for other in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:
+        parent, _, child = other.rpartition(".")
+        setattr(model.get_submodule(parent), child, replacement)
     return LayerReport(name, "packed")

@@ -93,5 +93,6 @@ def stochastic_round(x: Tensor) -> Tensor:
     Shapes    as x.
     Source    Gupta et al. 2015 (arXiv:1502.02551) section 3; source 002 names it without a formula.
     """
-    noise = torch.rand(x.shape, device=x.device, dtype=x.dtype)
-    return straight_through((x + noise).floor(), x)
+    wide = torch.promote_types(x.dtype, torch.float32)  # in bfloat16 x + noise would be rounded, and 1 become 2
+    noise = torch.rand(x.shape, device=x.device, dtype=wide)
+    return straight_through((x.to(wide) + noise).floor().to(x.dtype), x)

@@ -32,4 +32,5 @@ def weight_rule(name: str, weight: Tensor, out_dim: int = 0) -> WeightRule:
     Raises    ValueError for an unknown name or option, and as the rule's class.
     """
     with no_grad():
-        return spec.build("weight rule", WEIGHT_RULES, name, weight, out_dim)
+        rule = spec.build("weight rule", WEIGHT_RULES, name, weight, out_dim)
+        return rule if weight.is_meta else rule.to(weight.device)

@@ -150,7 +150,7 @@ class DataInitialised(ActivationRule):
 
 def gradient_scale(x: Tensor, high: int) -> float:
     """1 / sqrt(N Q_P), N features of one sample, whatever the batch."""
-    return (max(1, math.prod(x.shape[1:])) * high) ** -0.5  # 1: there is an x without features, too
+    return (max(1, math.prod(x.shape[1:] or x.shape)) * high) ** -0.5  # 1: there is an x without features, too
 
 
 class TDQ(DataInitialised):
