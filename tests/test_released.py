@@ -15,7 +15,7 @@ from onebit.files import digest, sha256
 from onebit.layers import quantized_layers
 from onebit.packing import Stored
 from onebit.quantizers import weight_rule
-from onebit.study import Run, Study, ablations, cache, golden, judging, release, results, scarce
+from onebit.study import Run, Study, ablations, cache, golden, judging, longer, release, results, scarce
 from onebit.study.__main__ import main
 from onebit.study.arrays import load_arrays, save_arrays
 from onebit.study.release import Kept
@@ -139,12 +139,18 @@ def test_a_released_network_computes_what_it_computed(home, run, form):
 
 
 def test_teachers_are_released_as_they_are_1_bit_students_and_later_strict_seeds_as_bits():
-    plan = release.trainings(Study.named("laptop", "mnist"))
+    study = Study.named("laptop", "mnist")
+    plan = release.trainings(study)
+    assert {plan[results.training_entry(run).name].weights for run in longer.runs(study)} == {release.LEFT_OUT}
     forms = {(kept.run.net, kept.run.recipe, kept.run.seed, kept.run.teacher is None): kept.weights
-             for kept in plan.values() if kept.run.dataset == "mnist" and kept.run.width == 16}
+             for kept in plan.values() if kept.run.dataset == "mnist" and kept.run.width == 16
+             and kept.run.steps < study.profile.long_steps}
     assert forms["unet", "fp16", 0, True] == "float32"
     assert forms["unet", "strict-1bit", 0, True] == forms["resunet", "published-1bit", 1, True] == "float16"
     assert forms["unet", "strict-1bit", 1, True] == forms["unet", "bidm-w1a1", 0, False] == "packed"
+    assert forms["unet", "bonsai-binary-g128", 1, False] == "packed"
+    changed = "binarydm-base-w1a32 weights=ebb"  # of a recipe with a part changed the first seed's weights are enough
+    assert forms["unet", changed, 0, False] == "packed" and forms["unet", changed, 1, False] == release.LEFT_OUT
 
 
 @pytest.mark.parametrize("run", [STUDENT, replace(STRICT, seed=1)], ids=["student", "strict"])
