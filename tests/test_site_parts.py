@@ -1,6 +1,9 @@
 """The site's parts on a small study: what becomes of each kind of output, of claims and of captions."""
 
+import numpy as np
+import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from site_tools import DEMO, TABLE, note, shown, soup, study
 
 from onebit import site
@@ -107,6 +110,19 @@ def test_headings_in_two_rows_do_not_sort():
               "<tbody><tr><td>1</td><td>2</td></tr></tbody></table>")
     assert 'class="ob-table"' in blocks.frame(double)
     assert 'class="ob-table ob-sortable"' in blocks.table(TABLE, "", None, "")
+
+
+def test_numbers_of_a_data_frame_stand_right_and_whole_ones_have_commas():
+    frame = pd.DataFrame({"name": ["a", "b"], "macs": [115604504, -7], "bits": [0.125, np.nan], "mixed": [1, "x"]})
+    shown = BeautifulSoup(blocks.frame(frame.to_html()), "html.parser")
+    rows = [[(cell.get_text(), "ob-number" in cell.get("class", [])) for cell in row.find_all("td")]
+            for row in shown.tbody.find_all("tr")]
+    assert rows[0] == [("a", False), ("115,604,504", True), ("0.125", True), ("1", False)]
+    assert rows[1][1] == ("-7", True) and rows[1][3] == ("x", False)
+    heads = [th.get_text() for th in shown.thead.find_all("th") if "ob-number" in th.get("class", [])]
+    assert heads == ["macs", "bits"]
+    spanned = pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")]))
+    assert "ob-number" not in blocks.frame(spanned.to_html())
 
 
 def test_a_table_that_scrolls_says_how_many_rows_it_has():

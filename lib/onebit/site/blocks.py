@@ -12,6 +12,7 @@ LONG = 28  # characters in a cell from which on it may break into lines
 TALL = 16  # rows above which a table says how many it has, since a part of them may be scrolled out of sight
 _markdown = MarkdownIt("commonmark").enable("table")
 _nothing = re.compile(r"nan|NaN")
+_number = re.compile(r"[-+]?[\d,]*\.?\d+(e[-+]?\d+)?|nan|NaN|inf")
 
 
 def figure(item: Item, root: str) -> str:
@@ -31,7 +32,27 @@ def table(source: str, caption: str, item: Item | None, root: str) -> str:
 
 def frame(source: str) -> str:
     """HTML of a table as pandas writes it, without its own style.  Sortable if it has a single row of headings."""
-    return _framed(BeautifulSoup(source, "html.parser").table, "", None, "")
+    table = BeautifulSoup(source, "html.parser").table
+    _align(table)
+    return _framed(table, "", None, "")
+
+
+def _align(table) -> None:
+    """Columns of numbers to the right, whole numbers with commas, as the tables of `onebit.report` have them."""
+    rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
+    spans = table.find(attrs={"colspan": True}) or table.find(attrs={"rowspan": True})
+    if spans or len({len(cells) for cells in rows}) != 1:
+        return
+    heads = len(table.thead.find_all("tr"))
+    for column in zip(*rows, strict=True):
+        body = [cell for cell in column[heads:] if cell.name == "td"]
+        if body and all(_number.fullmatch(cell.get_text().strip()) for cell in body):
+            for cell in column:
+                cell["class"] = "ob-number"
+            for cell in body:
+                text = cell.get_text().strip()
+                if text.lstrip("-").isdigit():
+                    cell.string = f"{int(text):,}"
 
 
 def _framed(table, caption: str, item: Item | None, root: str) -> str:

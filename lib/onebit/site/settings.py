@@ -26,6 +26,7 @@ def _site(extra: Path) -> dict[str, Any]:
         "project": TITLE, "html_title": TITLE, "language": "en", "extensions": ["myst_nb", "sphinx.ext.mathjax"],
         "highlight_language": "none",
         "html_theme": "furo", "html_static_path": [str(HERE / "static")], "html_extra_path": [str(extra)],
+        "html_favicon": str(HERE / "static" / "icon.svg"),
         "html_css_files": ["onebit.css"], "html_js_files": [("onebit.js", {"defer": "defer"})],
         "html_theme_options": {
             "light_css_variables": FONTS | {"color-brand-primary": "#1f5f8b", "color-brand-content": "#1f5f8b"},

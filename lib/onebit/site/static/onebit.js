@@ -32,6 +32,7 @@ function makeSortable(table) {
     button.type = "button";
     button.className = "ob-sort";
     button.append(...heading.childNodes);
+    if (!button.textContent.trim()) button.setAttribute("aria-label", "row"); // the index of a data frame
     heading.append(button);
     button.addEventListener("click", () => {
       const order = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
@@ -105,6 +106,18 @@ function makePausable(image) {
   if (image.complete) start(); else image.addEventListener("load", start, { once: true });
 }
 
+// Figures wider than a phone scroll by themselves; the side on which there is more fades.
+function watchEdges(frame) {
+  const show = () => {
+    const hidden = frame.scrollWidth - frame.clientWidth;
+    frame.classList.toggle("ob-wide", hidden > 1);
+    frame.classList.toggle("ob-more-left", hidden > 1 && frame.scrollLeft > 1);
+    frame.classList.toggle("ob-more-right", hidden > 1 && frame.scrollLeft < hidden - 1);
+  };
+  frame.addEventListener("scroll", show, { passive: true });
+  new ResizeObserver(show).observe(frame);
+}
+
 // Inline equations wider than the page scroll by themselves.
 function boxLongEquations() {
   document.querySelectorAll("span.math").forEach((equation) => {
@@ -119,4 +132,5 @@ document.querySelectorAll("table.ob-sortable, article table.docutils").forEach((
 document.querySelectorAll(".ob-filter").forEach(makeFilter);
 document.querySelectorAll(".ob-unfold").forEach(makeUnfold);
 document.querySelectorAll("img.ob-moving").forEach(makePausable);
+document.querySelectorAll(".ob-figure .ob-frame").forEach(watchEdges);
 addEventListener("load", () => window.MathJax?.startup?.promise.then(boxLongEquations));
