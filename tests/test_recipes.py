@@ -537,7 +537,11 @@ def test_an_item_that_is_none_is_named(text, message):
     ({"outputs": "shortcut"}, r"outputs must be a tuple, such as \(\"shortcut\",\), got 'shortcut'"),
     ({"at": "down.*->ebb"}, r"at must be a tuple, such as \(\(\"down\.\*\", \"ebb\"\),\), got 'down\.\*->ebb'"),
     ({"at": ("ab", "cd")}, "at: 'ab' is no pattern->rule"),  # two letters are no pair
-    ({"at": (["mid.*", "ebb"],)}, r"at: 'mid\.\*->ebb' is no pattern->rule"),
+    ({"at": (["mid.*", "ebb"],)}, r"at: \['mid\.\*', 'ebb'\] is no pattern->rule"),
+    ({"at": (5,)}, "at: 5 is no pattern->rule"),
+    ({"at": (("mid.*", 5),)}, r"at: \('mid\.\*', 5\) is no pattern->rule"),
+    ({"only": (1,)}, r"only must hold words, such as \(\"down\.\*\",\), got 1"),
+    ({"outputs": (None,)}, r"outputs must hold words, such as \(\"shortcut\",\), got None"),
 ])
 def test_a_string_or_list_is_not_taken_item_by_item(parts, message):
     with pytest.raises(ValueError, match=message):
@@ -852,12 +856,16 @@ def test_a_layer_that_runs_twice_a_pass_is_prepared_by_its_first_call():
     assert model(x, torch.arange(3)).isfinite().all()
 
 
-@pytest.mark.parametrize("how", ["weights=xnor activations=tdq:4", "weights=xnor outputs=shortcut:convolve=True"])
-def test_a_network_that_is_one_layer_lists_no_layers_of_its_quantizers(how):
+@pytest.mark.parametrize(("how", "added"), [
+    ("weights=xnor activations=tdq:4", 0),
+    ("weights=xnor outputs=shortcut:convolve=True,learn=True", 4 * 8 + 8),  # a 1x1 convolution is no quantizer's state
+])
+def test_a_network_that_is_one_layer_lists_no_layers_of_its_quantizers(how, added):
     layer = nn.Conv2d(4, 8, 3)
     report = quantize(layer, how)
     assert [row.name for row in report.layers] == [""] and list(quantized_layers(layer)) == [""]
-    assert report.parameters == 4 * 8 * 9 + 8
+    assert report.parameters == 4 * 8 * 9 + 8 + added
+    assert report.binary_share == 4 * 8 * 9 / report.parameters
 
 
 def test_a_model_whose_class_has_a_recipe_is_refused_before_anything_is_touched():

@@ -30,6 +30,12 @@ def test_two_rows_are_compared_as_by_a_paired_t_test():
     assert (found.n, found.protocol) == (5, "p")
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_without_any_spread_differ_or_do_not():
+    assert [Spread(0.0, 4).p_value(log, 2 / 3) for log in (0.0, 1.0, -1e-9)] == [1, 0, 0]
+    assert math.isnan(Spread(0.0, 0).p_value(0.0, 1))
+
+
 def test_a_full_grid_has_the_residual_sum_of_squares_of_a_block_design():
     """S_res = S_total - S_rows - S_blocks over (rows - 1)(blocks - 1), the textbook's decomposition."""
     logs = RNG(1).normal(size=(3, 4)) + np.array([[0], [2], [5]])

@@ -116,9 +116,12 @@ def _check_tuples(how: Recipe) -> None:
     for name, example in TUPLES.items():
         if not isinstance(getattr(how, name), tuple):
             raise ValueError(f"{name} must be a tuple, such as {example}, got {getattr(how, name)!r}")
+        for item in getattr(how, name) if name != "at" else ():
+            if not isinstance(item, str):
+                raise ValueError(f"{name} must hold words, such as {example}, got {item!r}")
     for item in how.at:
-        if not isinstance(item, tuple) or len(item) != 2 or not all(item):
-            spelt = item if isinstance(item, str) else "->".join(item)
+        if not isinstance(item, tuple) or len(item) != 2 or not all(part and isinstance(part, str) for part in item):
+            spelt = "->".join(item) if isinstance(item, tuple) and all(isinstance(x, str) for x in item) else item
             raise ValueError(f"at: {spelt!r} is no pattern->rule, such as down.0.*->ebb")
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from .connections import connections_of
 from .layers import Quantized, weight_layers
+from .quantizers.outputs import Shortcut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,8 @@ class Audit:
     """How binary a model is: one row per layer with weights, and the number of all parameters."""
 
     layers: tuple[LayerBits, ...]
-    parameters: int  # of the whole model: biases, norms and embeddings included, quantizers' own state excluded
+    parameters: int  # of the whole model: biases, norms, embeddings and shortcuts' convolutions included, quantizers'
+    #                  other state excluded
 
     @property
     def binary_weights(self) -> int:
@@ -106,8 +108,15 @@ def audit(model: nn.Module) -> Audit:
             shared=weight is not None and id(weight) in seen,
         ))
         seen.add(id(weight))
-        own += sum(p.numel() for p in layer.parameters()) - sum(
-            p.numel() for p in layer.parameters(recurse=False)) if quantized else 0
+        own += _own(layer) if quantized else 0
     connections = connections_of(model)
     own += sum(p.numel() for p in connections.parameters()) if connections is not None else 0
     return Audit(tuple(rows), sum(p.numel() for p in model.parameters()) - own)
+
+
+def _own(layer: nn.Module) -> int:
+    """Parameters of a layer's quantizers, without a shortcut's convolution: that is one more float layer."""
+    inside = sum(p.numel() for p in layer.parameters()) - sum(p.numel() for p in layer.parameters(recurse=False))
+    shortcuts = [module.convolution for module in layer.outputs or () if isinstance(module, Shortcut)]
+    return inside - sum(p.numel() for convolution in shortcuts if convolution is not None
+                        for p in convolution.parameters())

@@ -32,7 +32,7 @@ class Account:
     """
 
     layers: tuple[LayerCost, ...]
-    parameters: int  # of the network itself; the quantizers' are not among them
+    parameters: int  # as `audit` counts them: without the quantizers'
     other_bytes: float  # parameters outside the layers: normalisations, tables of embeddings
     loose_macs: int
     attention_macs: int

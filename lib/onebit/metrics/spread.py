@@ -34,8 +34,10 @@ class Spread:
     def p_value(self, log: float, variance: float) -> float:
         """Of the hypothesis that the true mean is 0, two-sided: Student's t for log / (sd sqrt(variance)).
 
-        NaN without degrees of freedom.  `variance` as of `interval`.
+        NaN without degrees of freedom; where nothing is spread 1 for log = 0, else 0.  `variance` as of `interval`.
         """
+        if self.sd == 0:
+            return float(log == 0) if self.degrees else np.nan
         return float(2 * scipy.stats.t.sf(abs(log) / (self.sd * np.sqrt(variance)), self.degrees))
 
     def seeds_needed(self, ratio: float, power: float = 0.8) -> float:
