@@ -483,6 +483,15 @@ def test_a_ledger_is_decided_again_with_other_bounds():
         "000-fmd-gap": "1.764 within 20 %", "000-one-bit": "at least 0.9"}
 
 
+@pytest.mark.parametrize("control", [estimate(0.7, 0.5, 0.9), ONE_SEED])
+def test_a_verdict_for_want_of_a_decided_premise_stays_at_every_bound(control):
+    """The fall itself is decided, and the ledger has but its interval."""
+    found = row("000-copies-less", estimate(-0.2, -0.3, -0.1), RUNS, "03", control)
+    assert claims.state(found["verdict"]) == "undecided"
+    verdicts = claims.sensitivity(assemble([pd.DataFrame([found])]))[list(claims.LENIENCE)]
+    assert (verdicts == found["verdict"]).all(axis=None)
+
+
 def test_a_ledger_of_other_rules_is_told():
     ledger = assemble([pd.DataFrame([demo_row() | {"verdict": "contradicted"}])])
     with pytest.raises(ValueError, match=r"claim 000-fmd-gap is 'contradicted' in this ledger, .*'direction only'"):

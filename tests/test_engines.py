@@ -318,6 +318,16 @@ def test_what_a_stranger_has_in_hand_is_asked_for_again_after_the_others(home, m
     assert done == ["second", "first"]
 
 
+def test_a_job_that_is_listed_twice_is_computed_once(home):
+    entry, calls = Entry("demo", "twice", {"x": 1}), []
+
+    def compute(wait):
+        calls.append(wait)
+        return cache.get(entry, lambda work: (work / "one.txt").write_text("1") and None, wait)
+
+    assert engines.run([Job(entry, compute)] * 2, "serial", threads=1) == [] and len(calls) == 1
+
+
 def test_an_interrupt_is_no_failure_of_a_job(home):
     with pytest.raises(KeyboardInterrupt):
         engines.run([demo("a", [], KeyboardInterrupt())])

@@ -284,6 +284,59 @@ def test_a_measured_family_needs_no_data_the_second_time(protocol, monkeypatch):
     assert not list((cache.paths.RUNS).glob("*noisy-0.3*"))
 
 
+@pytest.mark.parametrize(("module", "version", "stale"), [
+    (results, "SAMPLES_VERSION", {"headline", "renormed", "fitted", "legibility", "memorization", "walking",
+                                   "renormed samples", "fitted samples"}),
+    (results, "STATISTICS_VERSION", {"renormed", "renormed samples"}),
+    (results, "FITTED_VERSION", {"fitted", "fitted samples"}),
+    (judging, "JUDGE_VERSION",
+     {"headline", "renormed", "fitted", "legibility", "memorization", "walking", "calibration"}),
+    (judging, "CALIBRATION_VERSION", {"legibility", "calibration"}),
+])
+def test_what_is_made_from_another_version_is_another_result(module, version, stale, monkeypatch):
+    """Samples from statistics, metrics from samples and judges: none is read from what an older version has left."""
+    usual, renormed = (SampleSpec(steps=5, n=N, reestimated=anew) for anew in (False, True))
+    rounded = replace(TINY, recipe="binarydm-base-w1a32 post_training=calibrated")
+
+    def keys() -> dict[str, str]:
+        measured = {"headline": Samples(TINY, usual), "renormed": Samples(TINY, renormed),
+                    "fitted": Samples(rounded, usual), "legibility": Samples(TINY, usual),
+                    "memorization": Samples(TINY, usual), "walking": Walk(TINY, 2, 3)}
+        found = {name: evaluation.entry(name if name in evaluation.VERSIONS else "headline", source,
+                                        Protocol(JudgeSpec("digits"))) for name, source in measured.items()}
+        found |= {"renormed samples": results.samples_entry(TINY, renormed),
+                  "fitted samples": results.samples_entry(rounded, usual),
+                  "calibration": judging.calibration_entry(JudgeSpec("digits"))}
+        return {name: entry.key for name, entry in found.items()}
+
+    before = keys()
+    monkeypatch.setattr(module, version, getattr(module, version) + 1)
+    after = keys()
+    assert {name for name in before if before[name] != after[name]} == stale
+
+
+def test_memorization_is_measured_anew_with_the_neighbours_it_reads(monkeypatch):
+    source, protocol = Samples(TINY, SampleSpec(steps=5, n=N)), Protocol(JudgeSpec("digits"))
+    before = [evaluation.entry(name, source, protocol).key for name in ("memorization", "manifold")]
+    monkeypatch.setitem(evaluation.VERSIONS, "neighbours", evaluation.VERSIONS["neighbours"] + 1)
+    after = [evaluation.entry(name, source, protocol).key for name in ("memorization", "manifold")]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": -5}, {"level": -0.1}, {"level": float("nan")}])
+def test_a_control_of_no_images_or_no_level_is_refused(wrong):
+    with pytest.raises(ValueError, match="control noisy: need n >= 1 images and a finite level >= 0"):
+        Control(**{"dataset": "digits", "kind": "noisy", "n": 5} | wrong)
+
+
+def test_equal_requests_have_one_key():
+    """A whole number where a float is meant, and numbers out of numpy."""
+    assert repr(Control("digits", "noisy", 5, 0).spec) == repr(Control("digits", "noisy", np.int64(5), 0.0).spec)
+    assert repr(replace(TINY, ema=0, lr=1).spec) == repr(replace(TINY, ema=0.0, lr=1.0).spec)
+    few = SampleSpec(n=np.int64(5))
+    assert results.samples_entry(TINY, few).name == results.samples_entry(TINY, SampleSpec(n=5)).name
+
+
 def test_what_cannot_be_measured_is_refused(protocol):
     with pytest.raises(ValueError, match=r"unknown family of metrics 'fid'.*headline"):
         evaluate("fid", control("held-out"), protocol)

@@ -34,6 +34,7 @@ def test_two_rows_are_compared_as_by_a_paired_t_test():
 def test_rows_without_any_spread_differ_or_do_not():
     assert [Spread(0.0, 4).p_value(log, 2 / 3) for log in (0.0, 1.0, -1e-9)] == [1, 0, 0]
     assert math.isnan(Spread(0.0, 0).p_value(0.0, 1))
+    assert math.isnan(Spread(0.0, 4).p_value(math.nan, 1))  # a failed measurement is no finding
 
 
 def test_a_full_grid_has_the_residual_sum_of_squares_of_a_block_design():
@@ -97,17 +98,48 @@ def test_the_seeds_needed_give_the_power_asked_for():
     assert n == pytest.approx(18.89, abs=0.01) == Spread(0.2, 50).seeds_needed(1 / 1.2)
     means = RNG(7).normal(math.log(1.2), 0.2 * math.sqrt(2 / 19), size=4_000)
     assert 0.77 < (means > 1.96 * 0.2 * math.sqrt(2 / 19)).mean() < 0.83
-    for ratio in (1, 0, -2):
+    for ratio in (1, 0, -2, math.inf):
         with pytest.raises(ValueError, match="positive ratio"):
             Spread(0.2, 50).seeds_needed(ratio)
+    for power in (0.01, 1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="power must be"):
+            Spread(0.2, 50).seeds_needed(1.2, power)
 
 
 def test_rows_that_scatter_differently_are_told():
-    logs = RNG(6).normal(size=(6, 4))
+    logs = RNG(6).normal(size=(6, 12))
     assert equal_spreads(frame(logs)) > 0.05
     logs[:, 0] *= 100
     assert equal_spreads(frame(logs)) < 1e-4
     assert math.isnan(equal_spreads(frame([[1.0, 2.0]])))
+    assert math.isnan(equal_spreads(frame(logs[:, :2]))) and math.isnan(spread_power(frame(logs[:, :2])))
+
+
+def test_what_a_seed_does_to_all_rows_hides_no_difference_from_the_paired_test():
+    logs = RNG(6).normal(size=(4, 20)) * np.array([8.0] * 2 + [1.0] * 18)
+    moved = logs + np.array([[0.0], [30.0], [-20.0], [9.0]])
+    assert equal_spreads(frame(logs), paired=False) < 0.05 < equal_spreads(frame(moved), paired=False)
+    assert equal_spreads(frame(moved)) < 0.05
+    assert equal_spreads(frame(moved)) == pytest.approx(equal_spreads(frame(logs)))
+
+
+def test_paired_residuals_are_those_of_a_block_design():
+    """On a full grid by hand: every row less its seeds' means over rows; with missing trainings by least squares."""
+    logs = RNG(7).normal(size=(3, 5))
+    logs[:, 0] *= 5
+    wanted = scipy.stats.bartlett(*(logs - logs.mean(1, keepdims=True)).T).pvalue
+    assert equal_spreads(frame(logs)) == pytest.approx(wanted, rel=1e-9)
+    full = equal_spreads(frame(logs))
+    single = np.hstack([logs, [[1.0], [np.nan], [np.nan]]])  # a row of one seed says nothing of the seeds
+    assert equal_spreads(frame(single)) == pytest.approx(full, rel=1e-9)
+
+
+def test_the_paired_test_raises_few_false_alarms_and_has_nearly_the_unpaired_power():
+    logs = RNG(8).normal(size=(3, 26))
+    logs[2, 6:] = np.nan
+    alarms, paired, unpaired = (spread_power(frame(logs), times, paired=how)
+                                for times, how in ((1, True), (3, True), (3, False)))
+    assert 0.01 < alarms < 0.05 and paired < unpaired < paired + 0.1
 
 
 def test_bartletts_power_is_that_of_its_formula():
@@ -118,15 +150,18 @@ def test_bartletts_power_is_that_of_its_formula():
     least = scipy.stats.chi2.ppf(0.95, 1)
     edge = scipy.optimize.brentq(lambda r: (2 * math.log((1 + r) / 2) - math.log(r)) / 1.5 - least, 1, 1e6)
     below = [2 * math.atan(math.sqrt(x / 9)) / math.pi for x in (1 / edge, edge)]
-    assert spread_power(logs, share=0.5) == pytest.approx(below[0] + 1 - below[1], abs=0.02)
+    assert spread_power(logs, share=0.5, paired=False) == pytest.approx(below[0] + 1 - below[1], abs=0.02)
 
 
 def test_bartletts_power_without_a_difference_is_the_tests_level_and_grows_with_it():
     logs = frame([[1.0, 2.0, 3.0]] * 8)
-    found = [spread_power(logs, times) for times in (1, 3, 30)]
+    found = [spread_power(logs, times, paired=False) for times in (1, 3, 30)]
     assert found[0] == pytest.approx(0.05, abs=0.02) and found[0] + 0.1 < found[1] < found[2] - 0.1
     with pytest.raises(ValueError, match=r"share must be in 0\.\.1"):
         spread_power(logs, share=0.0)
+    for bad in ({"times": 0}, {"times": -3.0}, {"times": math.nan}, {"draws": 0}):
+        with pytest.raises(ValueError, match="times must be positive"):
+            spread_power(logs, **bad)
     assert math.isnan(spread_power(frame([[1.0, 2.0]])))
 
 

@@ -197,6 +197,14 @@ def test_q_allows_for_the_number_of_ratios_that_scatter():
     assert found.drop(["frechet", "kid"]).isna().all()
 
 
+def test_a_measure_without_a_logarithm_is_left_out():
+    """An unbiased distance near its floor falls below zero; a panel that agrees on nothing has a share of zero."""
+    frame = _networks({"one": (1, 100), "four": (4, 95)}, one=(2.0, 8.0))
+    frame.loc[0, "kid"], frame.loc[2, "panel_agreement"] = -1e-4, 0.0
+    found = narrow.ratios(frame, narrow.pairs(frame))
+    assert [*found.measure] == [name for name in ("loss", *narrow.MEASURES) if name not in ("kid", "panel_agreement")]
+
+
 def test_loss_ratios_are_geometric_means_of_pairs():
     losses = {(0, "strict-1bit"): [2.0, 8.0], (0, "fp16"): [1.0, 1.0], (1, "strict-1bit"): [1.0, 2.0],
               (1, "fp16"): [2.0, 1.0]}

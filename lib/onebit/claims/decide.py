@@ -33,7 +33,8 @@ def sensitivity(ledger: pd.DataFrame) -> pd.DataFrame:
     Tolerances are halved (strict) and doubled (lenient); so is the distance of a bound from what would be no effect,
     or the other way round where a bound farther away asks for more.  Of ratios it is taken in logarithms: at most 1.25
     becomes 1.12 and 1.56; at least 4, 16 and 2.  A bound at no effect itself, and a count of signs, stay.  Premises are
-    not varied: a verdict for want of one is the same in all three columns.
+    not varied: a verdict for want of one is the same in all three columns, as is every undecided one of a claim that
+    has a premise, since a ledger does not say which of the two intervals was too wide.
 
     Columns   claim_id, source, rule (in words), strict, stated, lenient (verdicts)
     Raises    ValueError for a row whose verdict the claim's rule does not give: of another version of claims.toml.
@@ -42,7 +43,7 @@ def sensitivity(ledger: pd.DataFrame) -> pd.DataFrame:
     for entry in ledger[ledger.measured.notna()].itertuples():
         claim = known(entry.claim_id)
         verdicts = dict.fromkeys(LENIENCE, entry.verdict)
-        if not _settled(entry):
+        if not _settled(entry, claim):
             measured = _measured(entry)
             verdicts = {name: _verdict(claim, measured, factor) for name, factor in LENIENCE.items()}
             if verdicts["stated"] != entry.verdict:
@@ -52,10 +53,11 @@ def sensitivity(ledger: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim_id", "source", "rule", *LENIENCE])
 
 
-def _settled(entry) -> bool:
-    """Without an interval, or for a reason that is not the interval's: no bound changes that."""
+def _settled(entry, claim: Claim) -> bool:
+    """Without an interval, or for a reason that is not, or need not be, the interval's: no bound changes that."""
     undecided = entry.verdict.startswith(NOT_TESTABLE)
-    return undecided and (math.isnan(entry.ci_low) or state(entry.verdict) == NOT_TESTABLE)
+    other_reason = state(entry.verdict) == NOT_TESTABLE or claim.premise is not None
+    return undecided and (math.isnan(entry.ci_low) or other_reason)
 
 
 def _measured(entry) -> Estimate | float:

@@ -52,6 +52,8 @@ def bootstrap(values: ArrayLike, protocol: str, seed: int = 0) -> Estimate:
     """Mean of one value per image, with the percentile interval over resampled images (scipy.stats.bootstrap).
 
     Shapes    values (N,), finite.
+    Error     of few values the interval is too narrow: it holds the mean of normal ones in 79 % at N = 4, 90 % at 8,
+              93 % at 20.
     Raises    ValueError for fewer than two values, or values that are not finite.
     """
     x = _finite(values)

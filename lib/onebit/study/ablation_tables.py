@@ -95,8 +95,8 @@ def table(study: Study, name: str) -> pd.DataFrame:
 
 
 def spread(frame: pd.DataFrame, metric: str) -> tuple[Spread, float]:
-    """What another seed does to a metric, in logarithms, over all rows of a frame; and Bartlett's p value of the
-    hypothesis that it does the same to each of them."""
+    """What another seed does to a metric, in logarithms, over all rows of a frame, less what it does to all of them
+    alike; and Bartlett's p value of the hypothesis that this is as large in each row."""
     values = _witnesses(_by_seed(frame, metric))
     return common_spread(values), equal_spreads(values)
 

@@ -55,9 +55,22 @@ class Entry:
 def described(one: object, *later: str) -> dict:
     """A dataclass's fields for an entry's `spec`; those that came `later` than its first results only where they are
     used, so that these results keep their keys."""
-    defaults = {f.name: f.default for f in fields(one) if f.name in later}
-    return {name: value for name, value in asdict(one).items()
-            if name not in defaults or value != defaults[name]}
+    defaults = {f.name: f.default for f in fields(one)}
+    values = {name: _plain(value, defaults[name]) for name, value in asdict(one).items()}
+    return {name: value for name, value in values.items() if name not in later or value != defaults[name]}
+
+
+def _plain(value: object, default: object) -> object:
+    """numpy's numbers as Python's, and a whole number as the float that its field holds: what is equal has one key."""
+    value = value.item() if hasattr(value, "item") else value
+    return float(value) if type(default) is float and type(value) is int else value
+
+
+def made_from(**versions: int) -> dict:
+    """Versions of what a result is made from, for its entry's `spec`: of those above 1, so that the results of first
+    versions keep their keys."""
+    later = {name: version for name, version in versions.items() if version > 1}
+    return {"made_from": later} if later else {}
 
 
 def find(entry: Entry, computed: bool = False) -> Path | None:

@@ -90,7 +90,14 @@ def entry(name: str, source, protocol: Protocol) -> Entry:
                          f"with like, against={source.dataset!r}")
     return Entry("evaluation", f"{name}-{source.label}", {
         "family": name, "version": VERSIONS[name], "source": source.spec, "protocol": protocol.spec,
-    })
+    } | cache.made_from(**_read_by(name)))
+
+
+def _read_by(name: str) -> dict[str, int]:
+    """Versions of what a family reads beside its source's images: when they change, its numbers do."""
+    more = {"memorization": {"neighbours": VERSIONS["neighbours"]},
+            "legibility": {"calibration": judging.CALIBRATION_VERSION - 1}}  # 2 was the first that it was measured by
+    return {"judge": judging.JUDGE_VERSION} | more.get(name, {})
 
 
 def evaluate(name: str, source, protocol: Protocol, wait: bool = True) -> Measured:

@@ -75,7 +75,8 @@ def logistic(dataset: str, wait: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 def calibration_entry(spec: JudgeSpec) -> Entry:
     """Name and key of a judge's calibration."""
-    return Entry("calibration", f"{spec.dataset}-s{spec.seed}", asdict(spec) | {"version": CALIBRATION_VERSION})
+    key = asdict(spec) | {"version": CALIBRATION_VERSION} | cache.made_from(judge=JUDGE_VERSION)
+    return Entry("calibration", f"{spec.dataset}-s{spec.seed}", key)
 
 
 def calibration(spec: JudgeSpec, wait: bool = True) -> dict[str, np.ndarray]:

@@ -178,7 +178,8 @@ def over_first(frame: "pd.DataFrame") -> list[tuple[str, str]]:
 def ratios(frame: "pd.DataFrame", compared: list[tuple[str, str]]) -> "pd.DataFrame":
     """Every measure of `table`, of networks over the rivals they are `compared` with: ratio and interval, paired by
     seed; `bytes`: the ratio of the files' sizes; q: the p-value of a ratio of 1, by Student's t of the logarithms,
-    with the number of ratios allowed for (Benjamini and Hochberg), not a number where the seeds do not scatter."""
+    with the number of ratios allowed for (Benjamini and Hochberg), not a number where the seeds do not scatter.  A
+    measure that is not above zero at every seed has no logarithm and is left out: near the floor, a KID is such."""
     import pandas as pd
     from scipy.stats import false_discovery_control
 
@@ -186,10 +187,10 @@ def ratios(frame: "pd.DataFrame", compared: list[tuple[str, str]]) -> "pd.DataFr
 
     rows, size = [], frame.groupby("network").bytes.first()
     for (network, rival), measure in product(compared, ("loss", *MEASURES)):
-        by_seed = frame.pivot(index="seed", columns="network", values=measure)
-        if by_seed[rival].isna().all():
+        by_seed = frame.pivot(index="seed", columns="network", values=measure)[[network, rival]].dropna()
+        if by_seed.empty or not (by_seed > 0).all(axis=None):
             continue
-        ratio = (by_seed[network] / by_seed[rival]).dropna()
+        ratio = by_seed[network] / by_seed[rival]
         found = geometric_over_seeds(ratio, f"{measure}, {network} over {rival}")
         rows.append({"network": network, "rival": rival, "bytes": size[network] / size[rival], "measure": measure,
                      "ratio": found.value, "low": found.low, "high": found.high, "seeds": found.n,

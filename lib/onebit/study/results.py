@@ -202,8 +202,15 @@ def statistics(run: Run, model: nn.Module, average: bool = False, wait: bool = T
         with replacing(work / "statistics.safetensors") as partial:
             save_file({name: buffer.cpu() for name, buffer in statistics_of(model).items()}, partial)
 
-    entry = Entry("statistics", run.label, {"run": run.spec, "average": average, "version": STATISTICS_VERSION})
+    key = {"run": run.spec, "average": average, "version": STATISTICS_VERSION}
+    entry = Entry("statistics", run.label, key | cache.made_from(**versions(run)))
     return load_file(cache.get(entry, compute, wait) / "statistics.safetensors")
+
+
+def versions(run: Run, reestimated: bool = False) -> dict[str, int]:
+    """Of what makes a run's network, as `weights` gives it, out of its training: for the keys of what it gives."""
+    fitted = recipes.recipe(run.recipe).post_training == "calibrated"
+    return ({"fitted": FITTED_VERSION} if fitted else {}) | ({"statistics": STATISTICS_VERSION} if reestimated else {})
 
 
 def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
@@ -218,6 +225,7 @@ def _loaded(run: Run, folder: Path, average: bool) -> nn.Module:
 def samples_entry(run: Run, spec: SampleSpec, packed: bool = False) -> Entry:
     """Name and key of a set of samples; `packed`: of those that the run's packed network draws."""
     key = {"run": run.spec, "samples": spec.spec, "version": SAMPLES_VERSION}
+    key |= cache.made_from(**versions(run, spec.reestimated))
     if packed:
         return Entry("samples", f"{run.label}-packed", key | {"kernels": KERNELS_VERSION})
     return Entry("samples", run.label, key)

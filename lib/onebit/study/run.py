@@ -73,9 +73,8 @@ class Run:
 
     @property
     def spec(self) -> dict:
-        """All fields, numpy's numbers as Python's, and the version of the training code: what the key is a hash of."""
-        values = {name: value.item() if hasattr(value, "item") else value
-                  for name, value in cache.described(self, *LATER).items()}
+        """All fields, as `cache.described`, and the version of the training code: what the key is a hash of."""
+        values = cache.described(self, *LATER)
         if self.teacher is not None:
             values["teacher"] = self.teacher.spec
         return values | {"version": VERSION}

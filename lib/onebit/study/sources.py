@@ -1,7 +1,8 @@
 """What metrics are measured on: samples of a run, or a control made from real images, behind one interface."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,11 +36,17 @@ class Samples:
 
     @property
     def spec(self) -> dict:
-        return {"run": self.run.spec, "samples": self.request.spec}
+        made = _made_from(self.run, self.request.reestimated)
+        return {"run": self.run.spec, "samples": self.request.spec} | made
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (n, 1, H, W)."""
         return results.samples(self.run, self.request, wait, progress=False)
+
+
+def _made_from(run: Run, reestimated: bool) -> dict:
+    """Versions of what draws a run's images: new ones are to be measured anew."""
+    return cache.made_from(samples=results.SAMPLES_VERSION, **results.versions(run, reestimated))
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Control:
     """Real images, or something made of them, of which it is known what a metric should say.
 
     kind    a name in CONTROLS;  n: images (or all there are);  level: strength, where the kind has one
+
+    Raises  ValueError for an unknown kind, fewer images than one, or a level that is negative or not finite.
     """
 
     dataset: str
@@ -75,6 +84,9 @@ class Control:
     def __post_init__(self):
         if self.kind not in CONTROLS:
             unknown("control", self.kind, CONTROLS)
+        if self.n < 1 or not 0 <= self.level < math.inf:
+            raise ValueError(f"control {self.kind}: need n >= 1 images and a finite level >= 0, got n = {self.n}, "
+                             f"level = {self.level}")
 
     @property
     def label(self) -> str:
@@ -84,7 +96,7 @@ class Control:
     @property
     def spec(self) -> dict:
         version = CONTROL_VERSIONS.get(self.kind)
-        return {"control": asdict(self)} | ({"version": version} if version else {})
+        return {"control": cache.described(self)} | ({"version": version} if version else {})
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (n, 1, H, W); needs the data set."""
@@ -191,7 +203,7 @@ class Walk:
     @property
     def spec(self) -> dict:
         """What results are keyed by."""
-        return cache.described(self, "reestimated") | {"run": self.run.spec}
+        return cache.described(self, "reestimated") | {"run": self.run.spec} | _made_from(self.run, self.reestimated)
 
     def images(self, wait: bool = True) -> Tensor:
         """uint8 (pairs, frames, 1, H, W)."""

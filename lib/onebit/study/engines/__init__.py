@@ -26,6 +26,8 @@ __all__ = ["ENGINES", "Failure", "cores", "default_processes", "run"]
 def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads: int = 0) -> list[Failure]:
     """Compute jobs, prerequisites first, and tell of it on stderr.  Returns what could not be computed.
 
+    A job that is in the list twice is computed once.
+
     processes    of `local` and of `dask` on this machine; 0: as many as pay
     threads      of torch in each of them (results depend on it in their last bits); 0: this machine's cores shared
                  out; on the workers of somebody's own scheduler, one
@@ -36,6 +38,7 @@ def run(jobs: Sequence[Job], engine: str = "serial", processes: int = 0, threads
         unknown("engine", engine, ENGINES)
     if min(processes, threads) < 0:
         raise ValueError(f"processes and threads must be at least 0, got {processes} and {threads}")
+    jobs = list({job.entry.name: job for job in jobs}.values())
     with _engine(engine, processes, threads) as started, Progress(jobs, started.workers) as progress:
         print(f"computing {len(jobs)} results: {started}", file=sys.stderr, flush=True)
         return drive(jobs, started, progress)
