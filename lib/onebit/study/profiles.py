@@ -110,7 +110,7 @@ PROFILES = {
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
-        few=200, scarce=((100, 3_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
+        few=200, scarce=((100, 3_000, 3), (100, 1_000, 3), (100, 6_000, 1), (1_000, 3_000, 1)), scarce_batch=64,
         walk_pairs=20, walk_frames=120, matched_pairs=60, matched_frames=40,
         solver_samples=500, solver_steps=(5, 10, 20, 50),
         long_steps=24_000, ablation_steps=2_000, ablation_rows=(6, 4, 1),
