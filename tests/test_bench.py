@@ -16,6 +16,7 @@ from onebit import bench, bench_distill, bench_kernels, bench_packing, bench_qua
 from onebit.bench import Bench, Row, Size
 from onebit.diffusion import add_noise
 from onebit.distill import SPD
+from onebit.precision import resolve_precision
 
 TINY = Size(width=4, batch=4, images=16, matrix=8)
 PAIRS = [  # without those that start processes
@@ -73,7 +74,7 @@ def test_macs_equal_the_hand_count_of_the_published_network():
 
 
 def test_names_are_those_that_other_files_look_for():
-    precision = train.resolve_precision("auto")
+    precision = resolve_precision("auto")
     assert [b.name for b in bench.benches()] == [
         "train-step resunet64 fp16", "train-step resunet64 strict-1bit",
         f"train-step resunet64 share of {precision} matrix rate", "data-path batches",

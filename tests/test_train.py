@@ -25,7 +25,7 @@ from onebit.diffusion import noise_loss
 from onebit.distill import distillation
 from onebit.errors import Diverged
 from onebit.objective import Objective
-from onebit.train import LOG_EVERY, Settings, averaged, reestimate, resolve_precision, train
+from onebit.train import LOG_EVERY, Settings, averaged, reestimate, train
 
 SETTINGS = Settings(steps=50, batch=16, lr=1e-3, warmup=5, decay="cosine", ema=0.9, seed=3, precision="float32")
 
@@ -136,10 +136,10 @@ def stop_at(step):
     return on_log
 
 
-def interrupted(folder, images):
+def interrupted(folder, images, settings=SETTINGS):
     """A run stopped at step 40, whose checkpoint is of step 20."""
     with pytest.raises(KeyboardInterrupt):
-        run(folder, images, checkpoint_seconds=0, on_log=stop_at(2 * LOG_EVERY))
+        run(folder, images, settings, checkpoint_seconds=0, on_log=stop_at(2 * LOG_EVERY))
     return next(folder.glob("checkpoint-*.safetensors"))
 
 
@@ -467,9 +467,15 @@ def test_numbers_that_no_training_can_have_are_refused_by_name(field, value, mes
         Settings(**{"steps": 1, field: value})
 
 
-def test_precision_is_taken_as_said_and_auto_names_one():
-    assert resolve_precision("bfloat16") == "bfloat16"
-    assert resolve_precision("auto") in ("float32", "bfloat16")
+def test_a_run_goes_on_in_the_arithmetic_it_began_in_wherever_it_is_resumed(tmp_path, images, monkeypatch):
+    unsaid = replace(SETTINGS, precision="auto")
+    monkeypatch.setattr("onebit.train.resolve_precision", lambda _: "bfloat16")
+    interrupted(tmp_path / "moved", images, unsaid)
+    run(tmp_path / "whole", images, unsaid)
+    monkeypatch.setattr("onebit.train.resolve_precision", lambda _: "float32")
+    facts = run(tmp_path / "moved", images, unsaid)
+    assert facts["precision"] == "bfloat16"
+    assert same_results(tmp_path / "moved", tmp_path / "whole")
 
 
 def test_bfloat16_autocast_trains_near_the_float32_loss(tmp_path, images):

@@ -33,8 +33,9 @@ from . import (
 from .baseline import reference_step
 from .batches import Batches
 from .files import replacing
+from .precision import resolve_precision
 from .recipes import quantize
-from .train import Settings, device, optimize, resolve_precision
+from .train import Settings, device, optimize
 
 COLUMNS = ("name", "ours", "baseline", "ratio", "unit", "machine")
 IMAGE = data.image_shape("mnist")

@@ -12,8 +12,9 @@ from . import data, nets
 from .batches import Batches
 from .distill import distillation
 from .objective import Objective
+from .precision import resolve_precision
 from .recipes import quantize
-from .train import Loss, Settings, device, noise_loss, optimize, resolve_precision
+from .train import Loss, Settings, device, noise_loss, optimize
 
 Interleave = Callable[[Callable, Callable, float], tuple[float, float]]
 STEPS = {  # row -> recipe, distillation

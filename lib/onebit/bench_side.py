@@ -12,8 +12,9 @@ import torch
 
 from . import data, nets
 from .batches import Batches
+from .precision import resolve_precision
 from .recipes import quantize
-from .train import Settings, device, optimize, resolve_precision
+from .train import Settings, device, optimize
 
 WARM_UP = 20  # steps
 

@@ -20,13 +20,14 @@ ELSEWHERE = "give this run another folder, or remove that one"
 @dataclass
 class State:
     """All that the rest of a run depends on.  `ema` is empty when averaging is off; an `objective` that is a module
-    has its state kept too; `settings`, by name, have to be those that the checkpoint was made under: recipe and images
-    count as such."""
+    has its state kept too; `precision` is that of the arithmetic, which another machine might choose otherwise;
+    `settings`, by name, have to be those that the checkpoint was made under: recipe and images count as such."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: list[Tensor]
     objective: Callable | None = None
+    precision: str = "float32"
     step: int = 0
     log: list[dict] = field(default_factory=list)
     snapshots: dict[str, Tensor] = field(default_factory=dict)
@@ -40,7 +41,7 @@ def save(folder: Path, state: State) -> None:
     with replacing(path) as partial:
         save_file(_tensors(state), partial)
     note = {"file": path.name, "sha256": sha256(path), "step": state.step, "seconds": state.seconds, "log": state.log,
-            "settings": state.settings}
+            "precision": state.precision, "settings": state.settings}
     write_json(folder / NOTE, note)
     for old in folder.glob("checkpoint-*.safetensors"):
         if old != path:
@@ -71,7 +72,7 @@ def restore(folder: Path, state: State) -> None:
         step, seconds, log = int(note["step"]), float(note["seconds"]), list(note["log"])
         if path.name != _name(step):
             raise ValueError(f"{path.name} is said to be of step {step}")
-        settings = dict(note.get("settings", {}))
+        settings, precision = dict(note.get("settings", {})), str(note.get("precision", state.precision))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         warnings.warn(f"checkpoint in {folder} is damaged ({error}); set aside, training starts over", stacklevel=2)
         for damaged in [note_path, *folder.glob("checkpoint-*.safetensors")]:
@@ -79,7 +80,7 @@ def restore(folder: Path, state: State) -> None:
         return
     _check_settings(folder, settings, state.settings)
     _fill(folder, state, tensors)
-    state.step, state.seconds, state.log = step, seconds, log
+    state.step, state.seconds, state.log, state.precision = step, seconds, log, precision
 
 
 def _check_settings(folder: Path, saved: dict, asked: dict) -> None:

@@ -131,8 +131,8 @@ def sample(
     each with its own batch.  Two threads that share a batch wait for each other in every layer.
 
     With `precision` "bfloat16" the network is called under autocast, and the sampler's own arithmetic stays float32:
-    more than twice as fast on processors that compute in bfloat16, far slower on others, and images that differ by
-    what such rounding of every layer grows to (notebook 08).  A float network whose weights lie in channels_last takes
+    more than twice as fast where `resolve_precision("auto")` is that, slower elsewhere, and images that differ by what
+    such rounding of every layer grows to (notebook 08).  A float network whose weights lie in channels_last takes
     up to a quarter less time on a CPU, in either.
 
     Shapes    indices: n for images 0 .. n-1, or their numbers; shape (C, H, W) -> (n, C, H, W) float32 on the CPU.

@@ -26,6 +26,7 @@ from .files import replacing
 from .layers import tensors_alone
 from .norms import batch_norms, reestimating
 from .objective import Objective, asked
+from .precision import PRECISIONS, resolve_precision
 from .recipes import Recipe, schedules
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # of (model, x0, noise, timestep)
@@ -34,7 +35,6 @@ VERSION = 1  # +1 whenever the same settings would give other weights; tests/tes
 CHECKPOINT_SECONDS = 60.0  # between checkpoints, which are possible where a row of the log ends
 BATCH_NORM_BATCHES = 100  # over which batch-norm statistics are estimated anew
 DECAYS = ("constant", "cosine")
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Settings:
     lr, warmup       Adam's peak learning rate; steps over which it rises linearly
     decay            "constant", or "cosine" down to zero at the last step
     ema              decay per step of the averaged weights kept beside the last ones; 0 switches averaging off
-    precision        of the arithmetic: "auto" is bfloat16 autocast where the processor computes in it, else float32
+    precision        of the arithmetic: "auto" is bfloat16 autocast where that is the faster one, else float32
 
     Raises    ValueError, naming the field, for a word or a number that it cannot be.
     """
@@ -85,16 +85,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: str) -> str:
-    """What "auto" means on this machine: bfloat16 only where instructions for it exist (emulation is far slower)."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
-
-
 def train(
     model: nn.Module, images: Tensor, settings: Settings, folder: Path | str,
     snapshot: Callable[[nn.Module], Tensor] | None = None, snapshot_steps: tuple[int, ...] = (),
@@ -106,7 +96,8 @@ def train(
     The loss is `objective`; None stands for what the model asks for (`objective.asked`).
     Batch order, noise and timesteps are functions of (seed, step), so two arms of a comparison see the same ones.
     So are the numbers that dropout and rules that round at random draw.
-    A run that was killed resumes from `folder`'s checkpoint and ends with the weights of an uninterrupted one.
+    A run that was killed resumes from `folder`'s checkpoint, in the arithmetic it began in, and ends with the weights
+    of an uninterrupted one.
     loss.csv has a row every 20 steps: step, mean loss since the row before, learning rate, and, of the codes of all
     quantized layers, however many bits they have, the share that turned positive or ceased to be since the row before;
     an `Objective` adds a column for each part of its last loss.
@@ -121,8 +112,7 @@ def train(
     _check_images(images, settings.batch)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    place, precision = device(), resolve_precision(settings.precision)
-    batches = Batches(images.to(place), settings)
+    batches = Batches(images.to(device()), settings)
     state = _began(model, images, settings, objective)
     scheduled = schedules(model)
     checkpoint.restore(folder, state)
@@ -132,7 +122,8 @@ def train(
         for rule in scheduled:
             rule.advance(step / settings.steps)
         with seeded(step):
-            loss = optimize(model, state.optimizer, batches(step), settings.lr_at(step), precision, state.objective)
+            loss = optimize(
+                model, state.optimizer, batches(step), settings.lr_at(step), state.precision, state.objective)
         _ema_update(state, settings)
         state.step = step + 1
         log.add(loss, settings.lr_at(step))
@@ -147,7 +138,7 @@ def train(
         raise Diverged(f"weights not finite after step {state.step}, the last; the last checkpoint is kept; lower the "
                        "learning rate")
     _write_results(folder, state, batches, settings)
-    return log.summary() | {"precision": precision, "device": place.type}
+    return log.summary() | {"precision": state.precision, "device": device().type}
 
 
 def optimize(
@@ -184,7 +175,8 @@ def _began(model: nn.Module, images: Tensor, settings: Settings, objective: Loss
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     average = [p.detach().clone() for p in model.parameters()] if settings.ema else []
     objective = asked(model) if objective is None else objective
-    return State(model, optimizer, average, objective, settings=_noted(model, images, settings, objective))
+    return State(model, optimizer, average, objective, resolve_precision(settings.precision),
+                 settings=_noted(model, images, settings, objective))
 
 
 def _noted(model: nn.Module, images: Tensor, settings: Settings, objective: Loss) -> dict:

@@ -131,7 +131,7 @@ def geometric_over_seeds(values: Sequence[float], protocol: str) -> Estimate:
     """
     x = _finite(values, least=1)
     if (x <= 0).any():
-        raise ValueError(f"values must be positive to be averaged in logarithms, got {x.min():g}")
+        raise ValueError(f"{protocol}: values must be positive to be averaged in logarithms, got {x.min():g}")
     e = over_seeds(np.log(x), protocol)
     return Estimate(*(math.exp(v) for v in (e.value, e.low, e.high)), e.n, protocol)
 
