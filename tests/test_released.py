@@ -15,7 +15,7 @@ from onebit.files import digest, sha256
 from onebit.layers import quantized_layers
 from onebit.packing import Stored
 from onebit.quantizers import weight_rule
-from onebit.study import Run, Study, ablations, cache, golden, judging, longer, release, results, scarce
+from onebit.study import Run, Study, ablations, cache, golden, judging, longer, release, results, scaling, scarce
 from onebit.study.__main__ import main
 from onebit.study.arrays import load_arrays, save_arrays
 from onebit.study.release import Kept
@@ -215,6 +215,10 @@ def test_no_weights_of_networks_on_few_classes_or_images_nor_of_extra_seeds_are_
     for run in study.resunet(":01", ("fp16", "strict-1bit")):
         assert plan[run] == release.LEFT_OUT
     assert {plan[run] for run in scarce.runs(study)} == {release.LEFT_OUT}
+    widths = {(run.recipe, run.width, run.seed): plan[run] for run in scaling.runs(study)}
+    assert {form for (_, width, seed), form in widths.items() if width == 2 or (width, seed) == (8, 1)} == {
+        release.LEFT_OUT}
+    assert widths["strict-1bit", 8, 0] == release.LEFT_OUT and widths["fp16", 16, 1] == "float32"  # a teacher
     assert plan[study.memorizer] == release.LEFT_OUT  # its samples can be looked at
 
 

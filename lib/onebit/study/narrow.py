@@ -8,10 +8,11 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from .. import recipes
 from ..audit import audit
-from . import evaluation, fitted, results
+from . import ablations, fitted, results
 from .run import Run
 from .sources import Samples
 
@@ -115,13 +116,13 @@ def jobs(study: "Study") -> Iterator["Job"]:
         for run in trained:
             yield Job(results.training_entry(run.trained), partial(results.training, run.trained))
             for family, noised in dict.fromkeys((family, noised) for family, _, noised in _of(study, run).values()):
-                source = _source(study, run, noised)
-                draw = partial(results.samples, run, source.request)
-                yield Job(results.samples_entry(run, source.request), draw, shown=False)
-                yield Job(evaluation.entry(family, source, study.protocol), partial(study.evaluate, family, source))
+                drawn = source(study, run, noised)
+                yield ablations.drawing(run, drawn.request, shown=False)
+                yield study.measuring(family, drawn)
 
 
-def _source(study: "Study", run: Run, noised: bool) -> Samples:
+def source(study: "Study", run: Run, noised: bool) -> Samples:
+    """A run's samples, without or with fresh noise at every step, batch-norm statistics estimated anew."""
     return study.stochastic(run) if noised else study.reestimated(run)
 
 
@@ -146,7 +147,7 @@ def table(study: "Study", compared: dict[str, list[Run]]) -> "pd.DataFrame":
     for name, trained in compared.items():
         size = _bytes(trained[0])
         for run in trained:
-            found = {column: study.evaluate(family, _source(study, run, noised)).estimates[estimate].value
+            found = {column: study.evaluate(family, source(study, run, noised)).estimates[estimate].value
                      for column, (family, estimate, noised) in _of(study, run).items()}
             loss = final_terms(run)["loss"] if run == run.trained else np.nan
             rows.append({"network": name, "bits": _bits(run), "seed": run.seed, **size, "loss": loss, **found})
@@ -227,11 +228,15 @@ def _bits(run: Run) -> int:
 
 
 def _bytes(run: Run) -> dict[str, int]:
-    from .network_costs import file_bytes
-
     if run != run.trained:  # which code a weight takes does not change the file's size
         run = replace(run, recipe=fitted.recipe("nearest", _bits(run)))
-    model = results.weights(run)
+    return sizes(run, results.weights(run))
+
+
+def sizes(run: Run, model: nn.Module) -> dict[str, int]:
+    """Parameters of a run's network, and bytes of its file: packed, or of a float network in 16 bits."""
+    from .network_costs import file_bytes
+
     found = file_bytes(run, model)
     return {"parameters": audit(model).parameters,  # without what rules learn, of which a packed file keeps the scales
             "bytes": found["float16_bytes" if run.recipe == "fp16" else "packed_bytes"]}

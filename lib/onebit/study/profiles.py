@@ -33,6 +33,8 @@ class Profile:
     narrow_width     of the float U-Net whose 16-bit file takes no more bytes than the 1-bit one's (`narrow.py`);
                      four_bit_widths: of those that take no more at four bits than the two 1-bit ones; three_bit_width:
                      at three bits than the smaller of these
+    float_widths     of the float U-Nets of `scaling.py`, rising, each with its number of seeds; one_bit_widths: of the
+                     strictly 1-bit ones
     full_*           width and seeds of the published net as published (`published.py`), and whether it is so small here
                      that it is trained on any machine; else a GPU or released results decide
     long_*           steps, and number of seeds, of the U-Nets trained several times as long (`longer.py`)
@@ -47,6 +49,8 @@ class Profile:
     narrow_width: int
     four_bit_widths: tuple[int, int]
     three_bit_width: int
+    float_widths: tuple[tuple[int, int], ...]
+    one_bit_widths: tuple[tuple[int, int], ...]
     resunet_epochs: tuple[float, float, float]
     unet_steps: int
     unet_seeds: tuple[int, ...]
@@ -93,7 +97,8 @@ PROFILES = {
     # tests and CI: every line of the study runs, no number means anything
     "smoke": Profile(
         name="smoke", resunet_width=4, unet_width=4, narrow_width=2, four_bit_widths=(3, 2),
-        three_bit_width=2, resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
+        three_bit_width=2, float_widths=((2, 1), (4, 2)), one_bit_widths=((2, 1), (4, 2)),
+        resunet_epochs=(0.025, 0.08, 0.15), unet_steps=40,
         unet_seeds=(0, 1), headline_seeds=(0, 1), resunet_seeds=(0,), subset_seeds=(0,), protocols={"modern": MODERN},
         samples=160, sample_steps=5, grid_steps=10, judge_images=1_000, judge_epochs=1, reference_images=300,
         few=200, scarce=((50, 20, 2), (100, 20, 1)), scarce_batch=16,
@@ -106,7 +111,8 @@ PROFILES = {
     # a reader without a GPU
     "laptop": Profile(
         name="laptop", resunet_width=16, unet_width=16, narrow_width=5, four_bit_widths=(10, 8),
-        three_bit_width=9, resunet_epochs=(20, 20, 20), unet_steps=6_000,
+        three_bit_width=9, float_widths=((2, 3), (5, 3), (8, 3), (16, 3)), one_bit_widths=((8, 3), (16, 3)),
+        resunet_epochs=(20, 20, 20), unet_steps=6_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"modern": MODERN},
         samples=2_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
@@ -118,7 +124,8 @@ PROFILES = {
     # the published net under the published protocol, and under a better one: weak training apart from 1 bit
     "paper": Profile(
         name="paper", resunet_width=64, unet_width=32, narrow_width=9, four_bit_widths=(18, 16),
-        three_bit_width=18, resunet_epochs=(20, 20, 20), unet_steps=30_000,
+        three_bit_width=18, float_widths=((4, 3), (9, 3), (16, 3), (32, 3)), one_bit_widths=((16, 3), (32, 3)),
+        resunet_epochs=(20, 20, 20), unet_steps=30_000,
         unet_seeds=(0, 1, 2), headline_seeds=(0, 1, 2, 3, 4), resunet_seeds=(0, 1, 2), subset_seeds=(0, 1, 2),
         protocols={"published": PUBLISHED, "modern": MODERN},
         samples=10_000, sample_steps=50, grid_steps=1_000, judge_images=0, judge_epochs=5, reference_images=10_000,
@@ -134,7 +141,8 @@ DIGITS = {  # changes for the 1,437 small images of the embedded set, whose epoc
     "smoke": {"resunet_epochs": (1, 1, 1), "judge_images": 0, "judge_epochs": 2},
     "laptop": {
         "resunet_width": 8, "unet_width": 8, "narrow_width": 3, "four_bit_widths": (5, 4),
-        "three_bit_width": 4, "batch": 64, "resunet_epochs": (30, 45, 60),
+        "three_bit_width": 4, "float_widths": ((2, 2), (3, 2), (4, 2), (8, 2)), "one_bit_widths": ((4, 2), (8, 2)),
+        "batch": 64, "resunet_epochs": (30, 45, 60),
         "unet_steps": 400,
         "samples": 300, "sample_steps": 20, "grid_steps": 100, "judge_epochs": 20,
         "few": 64, "scarce": ((32, 400, 2), (32, 1_600, 2), (128, 400, 2), (512, 400, 2)), "scarce_batch": 32,

@@ -8,9 +8,9 @@
                       to go on from them
     other networks    kernels and matrices in float16, moved by a last place where a quantizer's code would change;
                       vectors (biases, statistics, steps, scales) in float32
-    no weights at all networks on one or two classes, on few images or trained longer, and later seeds that source
-                      000's networks alone have, that are rivals of equal bytes, or that are of a recipe with a part
-                      changed: results were made from them, and nothing else ever will be
+    no weights at all networks on one or two classes, on few images, of other widths or trained longer, and later seeds
+                      that source 000's networks alone have, that are rivals of equal bytes, or that are of a recipe
+                      with a part changed: results were made from them, and nothing else ever will be
     averaged weights  of the first seed of the strictly 1-bit U-Net
     arrays            the same, compressed by LZMA where that is shorter; np.load reads both
 """
@@ -32,7 +32,7 @@ from ..layers import quantized_layers
 from ..packing import save_packed
 from ..packing.packed import half
 from ..quantizers import WeightRule
-from . import ablations, cache, golden, longer, narrow, results, scarce
+from . import ablations, cache, golden, longer, narrow, results, scaling, scarce
 from .arrays import load_arrays
 from .run import Run
 from .study import Study
@@ -94,7 +94,8 @@ def trainings(study: Study) -> dict[str, Kept]:
     classes = [run for run in study.all_runs if study.subset(run.dataset)]
     rest = [run.trained for group in (narrow.runs(study), *rivals) for run in group[1:]]  # of the first: its size
     changed = [run for run in students if run.seed and " " in run.recipe]  # a row with a part changed
-    unread = [*extra, *classes, study.memorizer, *scarce.runs(study), *longer.runs(study), *rest, *changed]
+    widths = [run for run in scaling.runs(study) if results.training_entry(run).name not in plan]
+    unread = [*extra, *classes, study.memorizer, *scarce.runs(study), *longer.runs(study), *widths, *rest, *changed]
     return plan | {results.training_entry(run).name: Kept(run, LEFT_OUT, False) for run in unread
                    if run == run.trained}
 

@@ -18,6 +18,7 @@ from . import (
     published,
     results,
     samplers,
+    scaling,
     scarce,
     timings,
 )
@@ -257,6 +258,7 @@ class Study:
         yield from published.jobs(self)
         yield from ablations.jobs(self)
         yield from narrow.jobs(self)
+        yield from scaling.jobs(self)
         yield from scarce.jobs(self)
         yield from fitted.jobs(self)
         yield from agreement.jobs(self)
