@@ -14,7 +14,7 @@ PAYS = 1.2  # times as fast: processors were met whose bfloat16 takes half the t
 def resolve_precision(precision: str) -> str:
     """What "auto" means on this machine: "bfloat16" where it has instructions for it that are faster, else "float32".
 
-    Which is timed once per process, in some tens of milliseconds.
+    A processor's are timed once per process, in some tens of milliseconds; a GPU's are taken to be faster.
     """
     if precision != "auto":
         return precision

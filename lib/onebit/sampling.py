@@ -131,7 +131,7 @@ def sample(
     each with its own batch.  Two threads that share a batch wait for each other in every layer.
 
     With `precision` "bfloat16" the network is called under autocast, and the sampler's own arithmetic stays float32:
-    more than twice as fast where `resolve_precision("auto")` is that, slower elsewhere, and images that differ by what
+    up to 2.6 times as fast where `resolve_precision("auto")` is that, slower elsewhere, and images that differ by what
     such rounding of every layer grows to (notebook 08).  A float network whose weights lie in channels_last takes
     up to a quarter less time on a CPU, in either.
 

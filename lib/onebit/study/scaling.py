@@ -82,6 +82,9 @@ def equals(frame: "pd.DataFrame") -> "pd.DataFrame":
     that of the smallest float one that comes to its value (`reached`), in SIZES; geometric means and intervals.
 
     A 1-bit network that is beyond the float ones at some seed has no row: the other seeds alone would flatter one side.
+
+    Source    the effective number of parameters of Kumar et al. 2024 (Scaling Laws for Precision), here read off
+              between trained networks where they fit a law.
     """
     import pandas as pd
 
